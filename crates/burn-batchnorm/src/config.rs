@@ -1,0 +1,249 @@
+use burn::config::{Config, config_to_json};
+use serde::{Deserialize, Serialize};
+
+use crate::BatchNormError;
+
+/// How a new batch enters the running statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Averaging {
+    /// `running = (1 - momentum) * running + momentum * batch`.
+    #[default]
+    Exponential,
+    /// The plain average over all batches seen, `momentum` unused: PyTorch's `momentum=None`.
+    ///
+    /// Every batch weighs the same, whatever its size.
+    Cumulative,
+}
+
+/// Which estimate of the batch variance enters the running variance.
+///
+/// The output of a training step is always normalized by the biased one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Variance {
+    /// Divide by `n - 1`: the [paper](https://arxiv.org/abs/1502.03167) (Algorithm 2), PyTorch.
+    #[default]
+    Unbiased,
+    /// Divide by `n`: Keras 3, Flax, ONNX, burn-nn.
+    Biased,
+}
+
+/// What to do where batch statistics are asked of one value per channel.
+///
+/// Its variance is 0, the output is `beta` whatever the input, and the unbiased variance does not
+/// exist. Such a batch is often the short last one of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SingleValue {
+    /// Refuse it with [`BatchNormError::SingleValue`], as PyTorch does.
+    #[default]
+    Error,
+    /// Normalize it by the running statistics, which stay as they are. Without `running_stats` it
+    /// is refused.
+    UseRunning,
+    /// Normalize it by its own statistics (the output is `beta`), and leave the running ones alone.
+    SkipUpdate,
+}
+
+/// Configuration of a [`BatchNorm`](crate::BatchNorm) layer.
+///
+/// Holds everything of `burn::nn::BatchNormConfig`, whose saved configurations it reads: a field
+/// that a file lacks takes its default. `Default` semantics are PyTorch's; [`keras`](Self::keras),
+/// [`flax`](Self::flax), [`onnx`](Self::onnx) and [`burn`](Self::burn) set those of the others.
+///
+/// ```
+/// use burn_batchnorm::{BatchNormConfig, Variance};
+///
+/// let config = BatchNormConfig::new(64).with_momentum(0.01).with_variance(Variance::Biased);
+/// assert_eq!(config.epsilon, 1e-5);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchNormConfig {
+    /// The number of channels. Must be greater than zero.
+    pub num_features: usize,
+    /// Added to the variance inside the square root. Finite and positive. Default: 1e-5
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+    /// Weight of the new batch in the running statistics, within `[0, 1]`. Default: 0.1
+    ///
+    /// 0 preserves them, 1 replaces them. Keras and Flax state the weight of the old value: their
+    /// 0.99 is 0.01 here.
+    #[serde(default = "default_momentum")]
+    pub momentum: f64,
+    /// Exponential or cumulative average. Default: [`Averaging::Exponential`]
+    #[serde(default)]
+    pub averaging: Averaging,
+    /// Estimator of the running variance. Default: [`Variance::Unbiased`]
+    #[serde(default)]
+    pub variance: Variance,
+    /// Whether `gamma` is a parameter; if not it stays 1 and is not recorded. Default: true
+    #[serde(default = "enabled")]
+    pub scale: bool,
+    /// Whether `beta` is a parameter; if not it stays 0 and is not recorded. Default: true
+    #[serde(default = "enabled")]
+    pub shift: bool,
+    /// Whether running statistics are kept; if not, inference too normalizes by the statistics of
+    /// its batch, and none are recorded. Default: true
+    #[serde(default = "enabled")]
+    pub running_stats: bool,
+    /// Axis of the channels; negative counts from the end (-1: channels last). Default: 1
+    #[serde(default = "default_channel_axis")]
+    pub channel_axis: isize,
+    /// Policy for one value per channel. Default: [`SingleValue::Error`]
+    #[serde(default)]
+    pub single_value: SingleValue,
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn default_momentum() -> f64 {
+    0.1
+}
+
+fn default_channel_axis() -> isize {
+    1
+}
+
+fn enabled() -> bool {
+    true
+}
+
+impl BatchNormConfig {
+    /// The defaults, for `num_features` channels: [`pytorch`](Self::pytorch).
+    pub fn new(num_features: usize) -> Self {
+        Self {
+            num_features,
+            epsilon: default_epsilon(),
+            momentum: default_momentum(),
+            averaging: Averaging::Exponential,
+            variance: Variance::Unbiased,
+            scale: true,
+            shift: true,
+            running_stats: true,
+            channel_axis: default_channel_axis(),
+            single_value: SingleValue::Error,
+        }
+    }
+
+    /// `torch.nn.BatchNorm1d/2d/3d`: epsilon 1e-5, weight of the new batch 0.1, unbiased running
+    /// variance, channels on axis 1, one value per channel refused.
+    pub fn pytorch(num_features: usize) -> Self {
+        Self::new(num_features)
+    }
+
+    /// `keras.layers.BatchNormalization` (Keras 3): epsilon 1e-3, momentum 0.99 (0.01 here), biased
+    /// running variance, channels last. One value per channel is accepted; the running statistics
+    /// then stay, where Keras moves the variance towards 0.
+    pub fn keras(num_features: usize) -> Self {
+        Self::new(num_features)
+            .with_epsilon(1e-3)
+            .with_momentum(0.01)
+            .with_variance(Variance::Biased)
+            .with_channel_axis(-1)
+            .with_single_value(SingleValue::SkipUpdate)
+    }
+
+    /// `flax.nnx.BatchNorm`: epsilon 1e-5, momentum 0.99 (0.01 here), biased running variance,
+    /// channels last. One value per channel as with [`keras`](Self::keras).
+    pub fn flax(num_features: usize) -> Self {
+        Self::keras(num_features).with_epsilon(1e-5)
+    }
+
+    /// ONNX `BatchNormalization` (opset 15): epsilon 1e-5, momentum 0.9 (0.1 here), biased running
+    /// variance, channels on axis 1. One value per channel as with [`keras`](Self::keras).
+    pub fn onnx(num_features: usize) -> Self {
+        Self::burn(num_features)
+    }
+
+    /// `burn::nn::BatchNorm` 0.22: epsilon 1e-5, weight of the new batch 0.1, biased running
+    /// variance, channels on axis 1. One value per channel as with [`keras`](Self::keras).
+    pub fn burn(num_features: usize) -> Self {
+        Self::new(num_features)
+            .with_variance(Variance::Biased)
+            .with_single_value(SingleValue::SkipUpdate)
+    }
+
+    /// Sets [`epsilon`](Self::epsilon).
+    pub fn with_epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Sets [`momentum`](Self::momentum), the weight of the new batch.
+    pub fn with_momentum(mut self, momentum: f64) -> Self {
+        self.momentum = momentum;
+        self
+    }
+
+    /// Sets [`averaging`](Self::averaging).
+    pub fn with_averaging(mut self, averaging: Averaging) -> Self {
+        self.averaging = averaging;
+        self
+    }
+
+    /// Sets the estimator of the running [`variance`](Self::variance).
+    pub fn with_variance(mut self, variance: Variance) -> Self {
+        self.variance = variance;
+        self
+    }
+
+    /// Sets whether there is a [`scale`](Self::scale) (`gamma`).
+    pub fn with_scale(mut self, scale: bool) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets whether there is a [`shift`](Self::shift) (`beta`).
+    pub fn with_shift(mut self, shift: bool) -> Self {
+        self.shift = shift;
+        self
+    }
+
+    /// Sets whether [`running_stats`](Self::running_stats) are kept.
+    pub fn with_running_stats(mut self, running_stats: bool) -> Self {
+        self.running_stats = running_stats;
+        self
+    }
+
+    /// Sets [`channel_axis`](Self::channel_axis).
+    pub fn with_channel_axis(mut self, channel_axis: isize) -> Self {
+        self.channel_axis = channel_axis;
+        self
+    }
+
+    /// Sets the [`single_value`](Self::single_value) policy.
+    pub fn with_single_value(mut self, single_value: SingleValue) -> Self {
+        self.single_value = single_value;
+        self
+    }
+
+    /// Refuses what no input could make valid.
+    pub(crate) fn validate(&self) -> Result<(), BatchNormError> {
+        if self.num_features == 0 {
+            return Err(BatchNormError::NumFeatures);
+        }
+        validate_hyperparameters(self.epsilon, self.momentum)
+    }
+}
+
+/// The checks of the two values that stay public, and so mutable, on the layer.
+pub(crate) fn validate_hyperparameters(epsilon: f64, momentum: f64) -> Result<(), BatchNormError> {
+    if !(epsilon.is_finite() && epsilon > 0.0) {
+        return Err(BatchNormError::Epsilon { epsilon });
+    }
+    if !(0.0..=1.0).contains(&momentum) {
+        return Err(BatchNormError::Momentum { momentum });
+    }
+    Ok(())
+}
+
+// What `#[derive(Config)]` would add. The derive itself is not used because its `Deserialize` refuses
+// a file that lacks a field with a default, such as every configuration that burn-nn's layer saved.
+impl Config for BatchNormConfig {}
+
+impl core::fmt::Display for BatchNormConfig {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&config_to_json(self))
+    }
+}

@@ -1,0 +1,120 @@
+use burn::tensor::DType;
+use thiserror::Error;
+
+/// Why a [`BatchNorm`](crate::BatchNorm) layer refuses its configuration or its input.
+///
+/// `try_init` and `try_forward` return it; `init` and `forward` panic with the same sentence. Every
+/// check runs before any state changes, so a refused call leaves the layer as it was.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum BatchNormError {
+    /// The layer was configured without channels.
+    #[error("num_features must be greater than zero.")]
+    NumFeatures,
+    /// `epsilon` cannot keep the division finite.
+    #[error(
+        "epsilon must be finite and positive. Got {epsilon}: use a value such as the default 1e-5."
+    )]
+    Epsilon {
+        /// The value found.
+        epsilon: f64,
+    },
+    /// `momentum` is not a weight.
+    #[error(
+        "momentum must be finite and within [0, 1]. Got {momentum}: it is the weight of the new \
+         batch (Keras and Flax state the weight of the old value: use 1 - their momentum)."
+    )]
+    Momentum {
+        /// The value found.
+        momentum: f64,
+    },
+    /// The input has no axis besides the channels.
+    #[error(
+        "batch norm expects an input of rank 2 or more ([batch, channels, ...]), got rank {rank}: \
+         add the missing axis with `unsqueeze` or `reshape`."
+    )]
+    Rank {
+        /// The rank of the input.
+        rank: usize,
+    },
+    /// The input has no axis of the configured number.
+    #[error(
+        "channel_axis {axis} is out of range for an input of rank {rank}: expected {min} to {max}.",
+        min = -(*rank as isize),
+        max = *rank as isize - 1
+    )]
+    ChannelAxis {
+        /// The configured axis, counted from the end where negative.
+        axis: isize,
+        /// The rank of the input.
+        rank: usize,
+    },
+    /// The channel axis of the input has another length than the layer.
+    #[error(
+        "batch norm expects {expected} channels on axis {axis}, got {got} (input shape {shape:?}): \
+         set `num_features` or `channel_axis` to match the input."
+    )]
+    Channels {
+        /// `num_features` of the layer.
+        expected: usize,
+        /// Length of the input's channel axis.
+        got: usize,
+        /// The channel axis, counted from the front.
+        axis: usize,
+        /// Shape of the input.
+        shape: Vec<usize>,
+    },
+    /// A parameter or a statistic was replaced by one of another length.
+    #[error("batch norm expects `{name}` of shape [{expected}], got [{got}].")]
+    Parameter {
+        /// The field.
+        name: &'static str,
+        /// `num_features` of the layer.
+        expected: usize,
+        /// Length found.
+        got: usize,
+    },
+    /// One value per channel: its variance is zero, and says nothing of the data.
+    #[error(
+        "batch norm needs more than 1 value per channel to compute batch statistics, got input \
+         shape {shape:?}: use a larger batch, drop the last one, or choose another \
+         `single_value` policy ({hint})."
+    )]
+    SingleValue {
+        /// Shape of the input.
+        shape: Vec<usize>,
+        /// The policies that accept such an input here.
+        hint: &'static str,
+    },
+    /// The types of input and parameters cannot be combined.
+    #[error(
+        "batch norm cannot combine an input of type {input:?} with `{name}` of type {parameter:?}: \
+         both must have one floating-point type, or the input be F16 or BF16 with F32 parameters; \
+         cast one of them."
+    )]
+    DType {
+        /// Type of the input.
+        input: DType,
+        /// The field of the other type.
+        name: &'static str,
+        /// Type of the field.
+        parameter: DType,
+    },
+}
+
+impl BatchNormError {
+    /// Name of the variant, for programs that report errors by kind.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NumFeatures => "NumFeatures",
+            Self::Epsilon { .. } => "Epsilon",
+            Self::Momentum { .. } => "Momentum",
+            Self::Rank { .. } => "Rank",
+            Self::ChannelAxis { .. } => "ChannelAxis",
+            Self::Channels { .. } => "Channels",
+            Self::Parameter { .. } => "Parameter",
+            Self::SingleValue { .. } => "SingleValue",
+            Self::DType { .. } => "DType",
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the layer. One binary, since each links all of Burn; one module an aspect.
+
+mod common;
+mod drop_in;
+mod goldens;
+mod options;
+mod parity;
+mod refusals;
+mod runner;
+mod state;

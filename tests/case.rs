@@ -189,14 +189,14 @@ impl Case {
         let mut results = Tensors::new();
         let x = batch("x", &self.tensors["x"])?.require_grad();
         let y = layer.try_forward(x.clone())?;
-        results.insert("y".into(), y.clone().into_data());
+        results.insert("y".into(), read(y.clone()));
 
         for index in 2.. {
             let Some(data) = self.tensors.get(&format!("x{index}")) else {
                 break;
             };
             let y = layer.try_forward(batch(&format!("x{index}"), data)?)?;
-            results.insert(format!("y{index}"), y.into_data());
+            results.insert(format!("y{index}"), read(y));
         }
 
         if let Some(data) = self.tensors.get("dy") {
@@ -208,16 +208,16 @@ impl Case {
             let mut insert = |name: &str, gradient: Option<TensorData>| {
                 results.extend(gradient.map(|gradient| (name.to_string(), gradient)));
             };
-            insert("dx", x.grad(&gradients).map(Tensor::into_data));
-            insert("dgamma", layer.gamma.grad(&gradients).map(Tensor::into_data));
-            insert("dbeta", layer.beta.grad(&gradients).map(Tensor::into_data));
+            insert("dx", x.grad(&gradients).map(read));
+            insert("dgamma", layer.gamma.grad(&gradients).map(read));
+            insert("dbeta", layer.beta.grad(&gradients).map(read));
         }
 
         if layer.config().running_stats {
             let count = layer.num_batches_tracked.value() as i64;
             results.extend([
-                ("running_mean".into(), layer.running_mean.value().into_data()),
-                ("running_var".into(), layer.running_var.value().into_data()),
+                ("running_mean".into(), read(layer.running_mean.value())),
+                ("running_var".into(), read(layer.running_var.value())),
                 (
                     "num_batches_tracked".into(),
                     TensorData::new(vec![count], Shape::new([])),
@@ -226,6 +226,15 @@ impl Case {
         }
         Ok(results)
     }
+}
+
+/// Reads a tensor back, copying it.
+///
+/// On wgpu the bytes that `into_data` returns are fetched when first looked at: by then a later
+/// operation may have reused the tensor's buffer (seen with Burn 0.22.1 on software Vulkan).
+fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    let data = tensor.into_data();
+    TensorData::from_bytes_vec(data.as_bytes().to_vec(), data.shape().clone(), data.dtype())
 }
 
 /// Every tensor of a safetensors file.

@@ -1,7 +1,7 @@
 //! One program compiled twice, with burn-nn's layer and with ours: only the `use` line differs.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, TensorData};
 use batchnorm_tests::devices;
 use burn_batchnorm::Variance;
 
@@ -60,8 +60,6 @@ macro_rules! program {
         }
     };
 }
-
-use burn::tensor::{Device, TensorData};
 
 program!(theirs, burn::nn);
 program!(ours, burn_batchnorm);

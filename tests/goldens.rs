@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use batchnorm_tests::case::{Case, CaseError};
 use batchnorm_tests::devices;
 
-use crate::common::{assert_close, tolerance};
+use crate::common::{difference, tolerance};
 
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
@@ -32,6 +32,7 @@ fn cases() -> Vec<(String, Case)> {
 /// Runs every golden on one device and returns how many it could.
 fn check(device: &str) -> usize {
     let mut run = 0;
+    let mut failures = Vec::new();
     for (name, mut case) in cases() {
         case.settings.device = device.into();
         let results = match case.run() {
@@ -62,15 +63,12 @@ fn check(device: &str) -> usize {
                 true => gradient,
                 false => forward,
             };
-            assert_close(
-                &format!("{name} on {device}: {result}"),
-                got,
-                want,
-                tolerance,
-            );
+            let what = format!("{name} on {device}: {result}");
+            failures.extend(difference(&what, got, want, tolerance));
         }
         run += 1;
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     run
 }
 

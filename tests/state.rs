@@ -3,7 +3,7 @@
 use std::thread;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::optim::{GradientsParams, SgdConfig};
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Device, Tensor};
 use batchnorm_tests::devices;

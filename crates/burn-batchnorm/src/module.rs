@@ -146,6 +146,10 @@ impl ModuleDisplayDefault for BatchNorm {
     fn content(&self, content: Content) -> Option<Content> {
         content.set_top_level_type("BatchNorm").optional()
     }
+
+    fn num_params(&self) -> usize {
+        Module::num_params(self)
+    }
 }
 
 impl ModuleDisplay for BatchNorm {

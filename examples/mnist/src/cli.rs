@@ -1,0 +1,280 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser};
+
+use crate::artifacts::DEFAULT_OUT;
+use crate::model::NormKind;
+use crate::progress::Progress;
+
+/// Trains the article's dense network with batch normalization on MNIST-style images.
+///
+/// Without a command it trains on the embedded images: 10 epochs, some seconds.
+#[derive(Debug, Parser)]
+#[command(name = "mnist", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; `train` if absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Flags of `train` work without its name.
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train, test and save the network (also what runs without a command)
+    Train(TrainArgs),
+    /// Repeat the test of a saved network
+    Eval(EvalArgs),
+    /// Say what is on PNG or JPEG images
+    Predict(PredictArgs),
+    /// Train with and without batch normalization over seeds and learning rates, and compare
+    Compare(CompareArgs),
+    /// List the devices of this machine
+    Devices(DevicesArgs),
+}
+
+/// Flags of `train`. Absent ones take the default, or with `--resume` the value of the saved run.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TrainArgs {
+    /// The network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Normalization: batch (this project's layer), burn (burn-nn's) or none [default: batch]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    pub norm: Option<NormKind>,
+    /// Learning rate of Adam [default: 0.001]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE", value_parser = learning_rate)]
+    pub lr: Option<f64>,
+    /// Stop when the validation loss has not improved for N epochs; the best epoch is then saved
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive())]
+    pub early_stopping: Option<usize>,
+    /// Continue the run in --out after its last checkpoint, up to --epochs in total
+    #[arg(long)]
+    pub resume: bool,
+    /// Folder for model, metrics and pictures
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
+    pub out: PathBuf,
+    /// How to show progress, on standard error
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Progress::Auto)]
+    pub progress: Progress,
+    /// Print the summary as JSON and nothing else on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags that `train` and `compare` share.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NetworkArgs {
+    /// Inputs: 784, or 100 for images reduced to 10x10 (the article's size) [default: 784]
+    #[arg(long, value_name = "784|100", value_parser = input)]
+    pub input: Option<usize>,
+    /// Width of the hidden layer [default: 50]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub hidden: Option<usize>,
+    /// Normalize before the activation, not after it as the article does
+    #[arg(long)]
+    pub bn_before_activation: bool,
+    /// Passes over the training images [default: 10]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive())]
+    pub epochs: Option<usize>,
+    /// Images in a step; a last batch of one image joins the batch before it [default: 32]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..=1_000_000))]
+    pub batch_size: Option<usize>,
+    /// Of initial weights, validation split and order of the images [default: 42]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Share of the training images held out for validation, 0 to 0.5 [default: 0.1]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = share)]
+    pub validation: Option<f64>,
+    /// Images: `embedded`, a folder with the four IDX files, or `mnist` to download [default: embedded]
+    #[arg(long, value_name = "DIR|mnist|embedded")]
+    pub data: Option<String>,
+    /// auto, flex, ndarray, wgpu, wgpu:INDEX or wgpu:cpu; see `mnist devices` [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+/// Flags of `eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// Folder that `train` wrote
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
+    pub model: PathBuf,
+    /// Images to test with [default: those of the training]
+    #[arg(long, value_name = "DIR|mnist|embedded")]
+    pub data: Option<String>,
+    /// Device [default: that of the training, which repeats its numbers exactly]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Print JSON and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `predict`.
+#[derive(Args, Debug)]
+pub struct PredictArgs {
+    /// PNG or JPEG files of any size: light on dark, or dark on light with --invert
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
+    /// Folder that `train` wrote
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
+    pub model: PathBuf,
+    /// The images are dark on light: the training images are light on dark
+    #[arg(long)]
+    pub invert: bool,
+    /// Number of classes to show
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "3", value_parser = RangedU64ValueParser::<usize>::new().range(1..=10))]
+    pub top: usize,
+    /// Device [default: that of the training]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Print JSON and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `compare`.
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// What is the same in all runs; --seed is the first seed.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Kinds of normalization to compare: batch, burn, none
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KINDS",
+        value_delimiter = ',',
+        default_value = "batch,none",
+        hide_possible_values = true
+    )]
+    pub norms: Vec<NormKind>,
+    /// Number of seeds
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Learning rates of Adam
+    #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "0.0001,0.001,0.01,0.1", value_parser = learning_rate)]
+    pub lrs: Vec<f64>,
+    /// Note the first epoch with this validation accuracy
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value = "0.8", value_parser = accuracy)]
+    pub target: f64,
+    /// Folder for the picture, the table and the JSON file
+    #[arg(long, value_name = "DIR", default_value = "artifacts/compare")]
+    pub out: PathBuf,
+    /// Print JSON and nothing else on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `devices`.
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    /// Print JSON and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1_000_000)
+}
+
+fn input(text: &str) -> Result<usize, String> {
+    match text {
+        "784" => Ok(784),
+        "100" => Ok(100),
+        _ => Err("expected 784 (28x28) or 100 (10x10)".to_string()),
+    }
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.trim().parse().map_err(|_| "not a number".to_string())
+}
+
+fn learning_rate(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        rate if rate > 0.0 && rate <= 10.0 => Ok(rate),
+        _ => Err("expected more than 0, at most 10".to_string()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        share if (0.0..=0.5).contains(&share) => Ok(share),
+        _ => Err("expected a share from 0 to 0.5".to_string()),
+    }
+}
+
+fn accuracy(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        share if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("expected a share above 0, up to 1".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn train_is_the_default_command() {
+        let cli = Cli::try_parse_from(["mnist", "--epochs", "3"]).expect("flags of train");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.train.network.epochs, Some(3));
+        assert!(matches!(
+            Cli::try_parse_from(["mnist", "train"])
+                .expect("train")
+                .command,
+            Some(Command::Train(_))
+        ));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for flags in [
+            ["--epochs", "0"],
+            ["--batch-size", "1"],
+            ["--lr", "0"],
+            ["--lr", "nan"],
+            ["--lr", "-1"],
+            ["--input", "99"],
+            ["--hidden", "0"],
+            ["--validation", "0.9"],
+            ["--norm", "layer"],
+            ["--early-stopping", "0"],
+            ["--seed", "-1"],
+        ] {
+            let error =
+                Cli::try_parse_from([["mnist", "train"], flags].concat()).expect_err("refused");
+            assert!(error.to_string().contains(flags[0]), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let cli = Cli::try_parse_from([
+            "mnist",
+            "compare",
+            "--lrs",
+            "0.1,0.2",
+            "--norms",
+            "burn,none",
+        ])
+        .expect("lists");
+        let Some(Command::Compare(args)) = cli.command else {
+            panic!("compare")
+        };
+        assert_eq!(args.lrs, [0.1, 0.2]);
+        assert_eq!(args.norms, [NormKind::Burn, NormKind::None]);
+    }
+}

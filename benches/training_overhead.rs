@@ -90,7 +90,11 @@ fn train_args(arguments: &Arguments, folder: &std::path::Path) -> TrainArgs {
 /// Images per second over all epochs, as the command line's summary counts them.
 fn rate(epochs: &[EpochTime]) -> f64 {
     let images: usize = epochs.iter().map(|epoch| epoch.images).sum();
-    images as f64 / epochs.iter().map(|epoch| epoch.time.as_secs_f64()).sum::<f64>()
+    images as f64
+        / epochs
+            .iter()
+            .map(|epoch| epoch.time.as_secs_f64())
+            .sum::<f64>()
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

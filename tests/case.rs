@@ -180,7 +180,10 @@ impl Case {
         let device = self.device()?;
         let layer = self.layer(&device)?;
         let batch = |name: &str, data: &TensorData| match data.shape().num_dims() {
-            rank if rank == D => Ok(Tensor::<D>::from_data(data.clone(), (&device, data.dtype()))),
+            rank if rank == D => Ok(Tensor::<D>::from_data(
+                data.clone(),
+                (&device, data.dtype()),
+            )),
             rank => Err(malformed(format!(
                 "`{name}` has rank {rank}, expected that of `x`, {D}"
             ))),

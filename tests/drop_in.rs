@@ -1,8 +1,8 @@
 //! One program compiled twice, with burn-nn's layer and with ours: only the `use` line differs.
 
+use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{Device, TensorData};
-use batchnorm_tests::devices;
 use burn_batchnorm::Variance;
 
 use crate::common::{assert_close, random, vector};
@@ -11,8 +11,8 @@ macro_rules! program {
     ($name:ident, $from:path) => {
         mod $name {
             use super::*;
-            use $from as layers;
             use layers::{BatchNorm, BatchNormConfig};
+            use $from as layers;
 
             #[derive(Module, Debug)]
             pub struct Block {

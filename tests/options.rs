@@ -1,8 +1,8 @@
 //! Options that no other framework has a golden for, and the presets.
 
+use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use batchnorm_tests::devices;
 use burn_batchnorm::{Averaging, BatchNormConfig, SingleValue, Variance, functional};
 
 use crate::common::{assert_close, random, values, vector};
@@ -134,7 +134,11 @@ fn half_inputs_keep_f32_statistics() {
         assert_eq!(y.dtype(), dtype);
         assert_eq!(layer.running_var.value().dtype(), DType::F32);
         assert!(vector(y).iter().all(|y| y.abs() < 3.0));
-        assert!(vector(layer.running_var.value()).iter().all(|v| v.is_finite()));
+        assert!(
+            vector(layer.running_var.value())
+                .iter()
+                .all(|v| v.is_finite())
+        );
     }
 }
 

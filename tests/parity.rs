@@ -1,13 +1,13 @@
 //! Fifty Adam steps of the article's network from PyTorch's weights on PyTorch's batches.
 
+use batchnorm_tests::case::{Tensors, parse_tensors};
+use batchnorm_tests::devices;
 use burn::module::{Module, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::relu};
 use burn_batchnorm::{BatchNorm, BatchNormConfig};
-use batchnorm_tests::case::{Tensors, parse_tensors};
-use batchnorm_tests::devices;
 
 use crate::common::assert_close;
 use crate::goldens::folder;

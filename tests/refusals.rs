@@ -2,12 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use batchnorm_tests::devices;
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
-use batchnorm_tests::devices;
-use burn_batchnorm::{
-    BatchNorm, BatchNormConfig, BatchNormError, RunningState, SingleValue,
-};
+use burn_batchnorm::{BatchNorm, BatchNormConfig, BatchNormError, RunningState, SingleValue};
 use rstest::rstest;
 
 use crate::common::{random, vector};
@@ -82,10 +80,7 @@ fn refused<const D: usize>(
     let before = state();
     let error = layer.try_forward(input()).expect_err("a refusal");
     assert_eq!(&error, expected);
-    assert_eq!(
-        panic_of(|| drop(layer.forward(input()))),
-        error.to_string()
-    );
+    assert_eq!(panic_of(|| drop(layer.forward(input()))), error.to_string());
     assert_eq!(state(), before);
 }
 
@@ -132,7 +127,9 @@ fn inputs_that_do_not_fit_are_refused_and_change_nothing() {
 fn the_channel_axis_must_be_one_of_the_input() {
     let device = Device::flex().autodiff();
     for axis in [2, -3] {
-        let layer = BatchNormConfig::new(3).with_channel_axis(axis).init(&device);
+        let layer = BatchNormConfig::new(3)
+            .with_channel_axis(axis)
+            .init(&device);
         refused(
             &layer,
             || random([3, 3], 1, &device),
@@ -140,7 +137,9 @@ fn the_channel_axis_must_be_one_of_the_input() {
         );
     }
     for axis in [0, 1, -1, -2] {
-        let layer = BatchNormConfig::new(3).with_channel_axis(axis).init(&device);
+        let layer = BatchNormConfig::new(3)
+            .with_channel_axis(axis)
+            .init(&device);
         assert!(layer.try_forward(random([3, 3], 1, &device)).is_ok());
     }
     let error = BatchNormError::ChannelAxis { axis: 4, rank: 4 };

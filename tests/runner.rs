@@ -17,7 +17,10 @@ fn write_case(path: &Path, settings: &str, x: TensorData) {
 
 fn run(folder: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_case-runner"))
-        .args([folder.join("in.safetensors"), folder.join("out.safetensors")])
+        .args([
+            folder.join("in.safetensors"),
+            folder.join("out.safetensors"),
+        ])
         .output()
         .expect("case-runner")
 }
@@ -60,8 +63,7 @@ fn a_case_is_run_and_its_results_are_written() {
 #[test]
 fn gradient_checkpointing_counts_the_batch_once() {
     let folder = tempfile::tempdir().unwrap();
-    let settings =
-        r#"{"config": {"num_features": 2}, "training": true, "checkpointing": true}"#;
+    let settings = r#"{"config": {"num_features": 2}, "training": true, "checkpointing": true}"#;
     write_case(&folder.path().join("in.safetensors"), settings, batch());
     assert!(run(folder.path()).status.success());
     let bytes = std::fs::read(folder.path().join("out.safetensors")).unwrap();
@@ -74,8 +76,14 @@ fn gradient_checkpointing_counts_the_batch_once() {
 fn a_refused_case_exits_with_2_and_writes_nothing() {
     let cases = [
         (r#"{"config": {"num_features": 3}}"#, "Channels: "),
-        (r#"{"config": {"num_features": 2, "epsilon": 0}}"#, "Epsilon: "),
-        (r#"{"config": {"num_features": 2}, "device": "tpu"}"#, "Unsupported: "),
+        (
+            r#"{"config": {"num_features": 2, "epsilon": 0}}"#,
+            "Epsilon: ",
+        ),
+        (
+            r#"{"config": {"num_features": 2}, "device": "tpu"}"#,
+            "Unsupported: ",
+        ),
         (r#"{"config": {}}"#, "Malformed: "),
     ];
     for (settings, start) in cases {

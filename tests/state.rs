@@ -2,11 +2,11 @@
 
 use std::thread;
 
+use batchnorm_tests::devices;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Device, Tensor};
-use batchnorm_tests::devices;
 use burn_batchnorm::{BatchNorm, BatchNormConfig};
 
 use crate::common::{random, vector};
@@ -221,7 +221,10 @@ fn threads_that_share_a_layer_lose_no_update() {
     assert_eq!(shared.num_batches_tracked.value(), 100);
     // Every batch has a mean within 1 of 1, and 100 updates leave 3e-5 of the start.
     let (mean, _, _) = statistics(&shared);
-    assert!(mean.iter().all(|mean| (-2.5..4.5).contains(mean)), "{mean:?}");
+    assert!(
+        mean.iter().all(|mean| (-2.5..4.5).contains(mean)),
+        "{mean:?}"
+    );
 }
 
 #[test]

@@ -11,14 +11,23 @@
 //! - Computed in the type of the input, but at least in f32: half inputs are widened, and the output
 //!   narrowed. Statistics stay wide.
 //! - The variance is that of centred values, never `E[x^2] - E[x]^2`.
-//! - In training the values are first shifted by the first value of their channel. Statistics of
+//! - Where [`is_fused`] a kernel of this crate does it; elsewhere Burn's operations are composed. The
+//!   numbers are the same to rounding.
+//! - Composed, training first shifts the values by the first value of their channel. Statistics of
 //!   shifted values lose nothing where the mean is large against the spread (mean 1e4, std 1), and
 //!   a constant channel becomes exactly 0, its output exactly `beta`, which sums of the values
-//!   themselves do not give. The output does not depend on the shift.
+//!   themselves do not give. The output does not depend on the shift. The kernels merge blocks of
+//!   (count, mean, sum of squared deviations) to the same end.
 //! - Inference computes `(x - mean) * scale + shift`. `x * scale + (shift - mean * scale)` would
 //!   lose digits where the mean is large.
 
 use burn::tensor::{DType, Tensor};
+
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+use burn::backend::Dispatch;
+
+pub use crate::extension::is_fused;
+use crate::view::View;
 
 /// What [`batch_norm_train`] returns.
 #[derive(Debug, Clone)]
@@ -55,9 +64,128 @@ pub fn batch_norm_train<const D: usize>(
     epsilon: f64,
     channel_axis: usize,
 ) -> BatchNormTrain<D> {
+    train(input, gamma, beta, epsilon, channel_axis, None).0
+}
+
+/// The running statistics that a batch is blended into, and how:
+/// `(1 - factor) * running + factor * batch`, the batch variance multiplied by `correction` first.
+#[derive(Debug, Clone)]
+pub(crate) struct Running {
+    /// Shape `[channels]`, not tracked by autodiff.
+    pub(crate) mean: Tensor<1>,
+    /// Shape `[channels]`, not tracked by autodiff.
+    pub(crate) var: Tensor<1>,
+    pub(crate) factor: f64,
+    pub(crate) correction: f64,
+}
+
+/// [`batch_norm_train`], and the new running mean and variance where there are old ones.
+pub(crate) fn train<const D: usize>(
+    input: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+    channel_axis: usize,
+    running: Option<Running>,
+) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
+    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    if is_fused(&input.device()) {
+        return train_fused(input, gamma, beta, epsilon, channel_axis, running);
+    }
+    let result = train_composed(input, gamma, beta, epsilon, channel_axis);
+    let running = running.map(|running| {
+        let Running {
+            mean,
+            var,
+            factor,
+            correction,
+        } = running;
+        (
+            blend(mean, result.mean.clone(), factor, 1.0),
+            blend(var, result.variance.clone(), factor, correction),
+        )
+    });
+    (result, running)
+}
+
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+fn train_fused<const D: usize>(
+    input: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+    channel_axis: usize,
+    running: Option<Running>,
+) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
+    use crate::extension::{BatchNormOps, TrainParams};
+
+    let dtype = compute_dtype(input.dtype());
+    let per_channel = |tensor: Tensor<1>| cast(tensor, dtype).into_dispatch();
+    // The kernel blends in the type that it computes in; statistics of another type are blended here.
+    let (inside, outside) = match running {
+        Some(running) if running.mean.dtype() == dtype && running.var.dtype() == dtype => {
+            (Some(running), None)
+        }
+        running => (None, running),
+    };
+    let (mean, var, factor, correction) = match inside.clone() {
+        Some(running) => (
+            running.mean,
+            running.var,
+            running.factor,
+            running.correction,
+        ),
+        None => {
+            let unused = gamma.clone().without_autodiff();
+            (unused.clone(), unused, 0.0, 1.0)
+        }
+    };
+    let params = TrainParams {
+        view: View::new(&input.shape(), channel_axis),
+        epsilon,
+        factor,
+        correction,
+    };
+    let (output, mean, variance, _, new_mean, new_var) = Dispatch::train(
+        input.into_dispatch(),
+        per_channel(gamma),
+        per_channel(beta),
+        per_channel(mean),
+        per_channel(var),
+        params,
+    );
+    let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
+    let result = BatchNormTrain {
+        output: Tensor::from_dispatch(output),
+        mean: statistic(mean),
+        variance: statistic(variance),
+    };
+    let running = match (inside, outside) {
+        (Some(_), _) => Some((statistic(new_mean), statistic(new_var))),
+        (None, Some(running)) => Some((
+            blend(running.mean, result.mean.clone(), running.factor, 1.0),
+            blend(
+                running.var,
+                result.variance.clone(),
+                running.factor,
+                running.correction,
+            ),
+        )),
+        (None, None) => None,
+    };
+    (result, running)
+}
+
+fn train_composed<const D: usize>(
+    input: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+    channel_axis: usize,
+) -> BatchNormTrain<D> {
     let (shape, dtype) = (input.shape(), input.dtype());
     let x = widen(channels_in_the_middle(input, channel_axis));
-    let first = x.clone().detach().slice([0..1]).slice_dim(2, 0..1);
+    let first = x.clone().detach().slice_dim(0, 0..1).slice_dim(2, 0..1);
 
     let result = burn::tensor::module::batch_norm_train(
         x - first.clone(),
@@ -68,16 +196,29 @@ pub fn batch_norm_train<const D: usize>(
 
     let channels = shape[channel_axis];
     BatchNormTrain {
-        output: result.output.cast(dtype).reshape(shape),
+        output: cast(result.output, dtype).reshape(shape),
         mean: (result.mean + first.reshape([channels])).without_autodiff(),
         variance: result.variance.without_autodiff(),
     }
 }
 
+/// `(1 - factor) * running + factor * correction * batch`, in the type of the running statistic.
+fn blend(running: Tensor<1>, batch: Tensor<1>, factor: f64, correction: f64) -> Tensor<1> {
+    let batch = cast(batch, running.dtype());
+    if factor == 0.0 {
+        return running;
+    }
+    // Without `0 * running`, a factor of 1 also replaces a NaN.
+    if factor == 1.0 {
+        return batch * correction;
+    }
+    running * (1.0 - factor) + batch * (factor * correction)
+}
+
 /// Normalizes by given statistics: `(x - mean) * scale + shift` per channel.
 ///
 /// Inference is `scale = gamma / sqrt(running_var + epsilon)`, `shift = beta`. Differentiable in
-/// every input.
+/// `input`, `scale` and `shift`; the mean is a constant.
 ///
 /// # Shapes
 ///
@@ -95,12 +236,28 @@ pub fn normalize<const D: usize>(
     channel_axis: usize,
 ) -> Tensor<D> {
     let (shape, dtype) = (input.shape(), input.dtype());
+    let mean = mean.without_autodiff();
+
+    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    if is_fused(&input.device()) {
+        use crate::extension::BatchNormOps;
+
+        let per_channel = |tensor: Tensor<1>| cast(tensor, compute_dtype(dtype)).into_dispatch();
+        return Tensor::from_dispatch(Dispatch::normalize(
+            input.into_dispatch(),
+            per_channel(mean),
+            per_channel(scale),
+            per_channel(shift),
+            View::new(&shape, channel_axis),
+        ));
+    }
+
     let x = widen(channels_in_the_middle(input, channel_axis));
     let [_, channels, _] = x.dims();
-    let per_channel = |t: Tensor<1>| t.cast(x.dtype()).reshape([1, channels, 1]);
+    let per_channel = |tensor: Tensor<1>| cast(tensor, x.dtype()).reshape([1, channels, 1]);
     let (mean, scale, shift) = (per_channel(mean), per_channel(scale), per_channel(shift));
 
-    ((x - mean) * scale + shift).cast(dtype).reshape(shape)
+    cast((x - mean) * scale + shift, dtype).reshape(shape)
 }
 
 /// The type that an input of type `dtype` is computed in: itself, but f32 for the half types.
@@ -111,18 +268,24 @@ pub(crate) fn compute_dtype(dtype: DType) -> DType {
     }
 }
 
+/// `cast`, but nothing at all where the type is the same.
+pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    match tensor.dtype() == dtype {
+        true => tensor,
+        false => tensor.cast(dtype),
+    }
+}
+
 fn widen<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     let dtype = compute_dtype(tensor.dtype());
-    tensor.cast(dtype)
+    cast(tensor, dtype)
 }
 
 fn channels_in_the_middle<const D: usize>(input: Tensor<D>, channel_axis: usize) -> Tensor<3> {
-    let dims = input.dims();
-    assert!(
-        channel_axis < D,
-        "batch norm expects a channel axis below the rank {D}, got {channel_axis}"
-    );
-    let outer = dims[..channel_axis].iter().product();
-    let inner = dims[channel_axis + 1..].iter().product();
-    input.reshape([outer, dims[channel_axis], inner])
+    let View {
+        outer,
+        channels,
+        inner,
+    } = View::new(&input.shape(), channel_axis);
+    input.reshape([outer, channels, inner])
 }

@@ -2,8 +2,7 @@ use burn::module::{Flag, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::config::validate_hyperparameters;
-use crate::functional::{batch_norm_train, compute_dtype, normalize};
-use crate::running::Snapshot;
+use crate::functional::{Running, batch_norm_train, cast, compute_dtype, normalize, train};
 use crate::{
     Averaging, BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue, Variance,
 };
@@ -177,54 +176,55 @@ impl BatchNorm {
         let device = input.device();
         let dtype = compute_dtype(input.dtype());
         let mean = self.running_mean.value().to_device(&device);
-        let variance = self.running_var.value().to_device(&device).cast(dtype);
+        let variance = cast(self.running_var.value().to_device(&device), dtype);
 
         let inv_std = (variance + self.epsilon).sqrt().recip();
-        let scale = self.gamma.val().cast(dtype) * inv_std;
+        let scale = cast(self.gamma.val(), dtype) * inv_std;
         normalize(input, mean, scale, self.beta.val(), axis)
     }
 
-    /// Normalizes by the statistics of the batch. With `Some` number of values per channel they
-    /// enter the running ones.
+    /// Normalizes by the statistics of the batch. With `Some` number of values per channel, more than
+    /// one, they enter the running ones.
     fn forward_batch<const D: usize>(
         &self,
         input: Tensor<D>,
         axis: usize,
         update: Option<usize>,
     ) -> Tensor<D> {
-        let result = batch_norm_train(
+        let Some(n) = update else {
+            let (gamma, beta) = (self.gamma.val(), self.beta.val());
+            return batch_norm_train(input, gamma, beta, self.epsilon, axis).output;
+        };
+
+        let count = self.num_batches_tracked.snapshot();
+        let (mean, var) = (self.running_mean.snapshot(), self.running_var.snapshot());
+        let device = input.device();
+        let running = Running {
+            mean: mean.value.clone().to_device(&device),
+            var: var.value.clone().to_device(&device),
+            factor: match self.config.averaging {
+                Averaging::Exponential => self.momentum,
+                Averaging::Cumulative => 1.0 / (count.value as f64 + 1.0),
+            },
+            correction: match self.config.variance {
+                Variance::Unbiased => n as f64 / (n as f64 - 1.0),
+                Variance::Biased => 1.0,
+            },
+        };
+        let (result, running) = train(
             input,
             self.gamma.val(),
             self.beta.val(),
             self.epsilon,
             axis,
+            Some(running),
         );
-        if let Some(values_per_channel) = update {
-            self.update(result.mean, result.variance, values_per_channel);
+        if let Some((new_mean, new_var)) = running {
+            self.running_mean.observe(mean, new_mean, n as f64);
+            self.running_var.observe(var, new_var, n as f64);
+            self.num_batches_tracked.observe(count, n as f64);
         }
         result.output
-    }
-
-    /// Blends the statistics of a batch of `n` values per channel, `n > 1`, into the running ones.
-    fn update(&self, mean: Tensor<1>, variance: Tensor<1>, n: usize) {
-        let count = self.num_batches_tracked.snapshot();
-        let factor = match self.config.averaging {
-            Averaging::Exponential => self.momentum,
-            Averaging::Cumulative => 1.0 / (count.value as f64 + 1.0),
-        };
-        let correction = match self.config.variance {
-            Variance::Unbiased => n as f64 / (n as f64 - 1.0),
-            Variance::Biased => 1.0,
-        };
-        for (state, batch, correction) in [
-            (&self.running_mean, mean, 1.0),
-            (&self.running_var, variance, correction),
-        ] {
-            let before = state.snapshot();
-            let after = blend(&before, batch, factor, correction);
-            state.observe(before, after, n as f64);
-        }
-        self.num_batches_tracked.observe(count, n as f64);
     }
 
     /// Every check of a call, before anything is computed. Returns the channel axis, counted from
@@ -267,8 +267,7 @@ impl BatchNorm {
                 });
             }
             let parameter = tensor.dtype();
-            let half_input =
-                matches!(dtype, DType::F16 | DType::BF16) && parameter == DType::F32;
+            let half_input = matches!(dtype, DType::F16 | DType::BF16) && parameter == DType::F32;
             if !dtype.is_float() || (parameter != dtype && !half_input) {
                 return Err(BatchNormError::DType {
                     input: dtype,
@@ -292,18 +291,4 @@ impl BatchNorm {
         }
         Ok(axis)
     }
-}
-
-/// `(1 - factor) * running + factor * correction * batch`, in the type of the running statistic.
-fn blend(before: &Snapshot<Tensor<1>>, batch: Tensor<1>, factor: f64, correction: f64) -> Tensor<1> {
-    let running = before.value.clone();
-    let batch = batch.to_device(&running.device()).cast(running.dtype());
-    if factor == 0.0 {
-        return running;
-    }
-    // Without `0 * running`, a factor of 1 also replaces a NaN.
-    if factor == 1.0 {
-        return batch * correction;
-    }
-    running * (1.0 - factor) + batch * (factor * correction)
 }

@@ -41,12 +41,18 @@
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state
 
+#[cfg(feature = "autodiff")]
+mod autodiff;
+mod backends;
 mod config;
 mod error;
+#[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
+mod extension;
 pub mod functional;
 mod layer;
 mod module;
 mod running;
+mod view;
 
 pub use config::{Averaging, BatchNormConfig, SingleValue, Variance};
 pub use error::BatchNormError;

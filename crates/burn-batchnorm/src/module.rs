@@ -50,12 +50,7 @@ impl Module for BatchNorm {
         visit(true, "training", &self.training, visitor);
         visit(running_stats, "running_mean", &self.running_mean, visitor);
         visit(running_stats, "running_var", &self.running_var, visitor);
-        visit(
-            running_stats,
-            COUNTER,
-            &self.num_batches_tracked,
-            visitor,
-        );
+        visit(running_stats, COUNTER, &self.num_batches_tracked, visitor);
     }
 
     fn map<F: ModuleMapper>(self, mapper: &mut F) -> Self {
@@ -71,12 +66,7 @@ impl Module for BatchNorm {
             training: map(true, "training", self.training, mapper),
             running_mean: map(running_stats, "running_mean", self.running_mean, mapper),
             running_var: map(running_stats, "running_var", self.running_var, mapper),
-            num_batches_tracked: map(
-                running_stats,
-                COUNTER,
-                self.num_batches_tracked,
-                mapper,
-            ),
+            num_batches_tracked: map(running_stats, COUNTER, self.num_batches_tracked, mapper),
             ..self
         }
     }

@@ -229,8 +229,9 @@ impl RunningState {
     }
 
     pub(crate) fn observe(&self, before: Snapshot<Tensor<1>>, after: Tensor<1>, weight: f64) {
-        self.shared
-            .update(before, after, weight, |value, on| value.to_device(&on.device()));
+        self.shared.update(before, after, weight, |value, on| {
+            value.to_device(&on.device())
+        });
     }
 }
 

@@ -1,0 +1,238 @@
+//! The naive forward and backward pass in `f64`: what tests and benches compare with.
+//!
+//! One value after the other, textbook formulas, no blocks and no fusion. It is checked itself by finite differences (below), so that it shares
+//! no mistake with the kernels.
+
+use crate::{Activation, Layout};
+
+/// The inputs of a forward pass.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// The shape.
+    pub layout: Layout,
+    /// The input, `[outer, channels, inner]`.
+    pub x: Vec<f64>,
+    /// Added before the activation.
+    pub residual: Option<Vec<f64>>,
+    /// The factor per channel.
+    pub gamma: Vec<f64>,
+    /// The shift per channel.
+    pub beta: Vec<f64>,
+    /// Added to the variance.
+    pub epsilon: f64,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// Mean and `1 / sqrt(variance + epsilon)` per channel, as a pass uses them.
+#[derive(Debug, Clone)]
+pub struct Used {
+    /// The mean.
+    pub mean: Vec<f64>,
+    /// The reciprocal standard deviation.
+    pub inv_std: Vec<f64>,
+}
+
+/// The gradients of a pass.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// Of the input.
+    pub x: Vec<f64>,
+    /// Of the residual: the gradient before the activation.
+    pub residual: Vec<f64>,
+    /// Of gamma.
+    pub gamma: Vec<f64>,
+    /// Of beta.
+    pub beta: Vec<f64>,
+}
+
+impl Problem {
+    fn channel(&self, index: usize) -> usize {
+        index / self.layout.inner() % self.layout.channels()
+    }
+
+    /// Sums `f(index)` over the elements of each channel.
+    fn sum(&self, f: impl Fn(usize) -> f64) -> Vec<f64> {
+        let mut sums = vec![0.0; self.layout.channels()];
+        (0..self.x.len()).for_each(|i| sums[self.channel(i)] += f(i));
+        sums
+    }
+
+    /// The mean and the biased variance of each channel; zero without samples.
+    pub fn statistics(&self) -> [Vec<f64>; 2] {
+        let n = self.layout.samples_per_channel().max(1) as f64;
+        let mean = self.sum(|i| self.x[i] / n);
+        let variance = self.sum(|i| (self.x[i] - mean[self.channel(i)]).powi(2) / n);
+        [mean, variance]
+    }
+
+    /// What training normalizes with.
+    pub fn batch(&self) -> Used {
+        let [mean, variance] = self.statistics();
+        let inv_std = variance
+            .iter()
+            .map(|v| 1.0 / (v + self.epsilon).sqrt())
+            .collect();
+        Used { mean, inv_std }
+    }
+
+    fn pre_activation(&self, used: &Used, i: usize) -> f64 {
+        let c = self.channel(i);
+        let normalized = (self.x[i] - used.mean[c]) * used.inv_std[c];
+        normalized * self.gamma[c] + self.beta[c] + self.residual.as_ref().map_or(0.0, |r| r[i])
+    }
+
+    /// The output.
+    pub fn forward(&self, used: &Used) -> Vec<f64> {
+        (0..self.x.len())
+            .map(|i| self.activation.value(self.pre_activation(used, i)))
+            .collect()
+    }
+
+    /// The gradients, where `used` are constants: inference.
+    pub fn inference_backward(&self, used: &Used, dy: &[f64]) -> Gradients {
+        let residual: Vec<f64> = (0..self.x.len())
+            .map(|i| dy[i] * self.activation.derivative(self.pre_activation(used, i)))
+            .collect();
+        let normalized =
+            |i: usize| (self.x[i] - used.mean[self.channel(i)]) * used.inv_std[self.channel(i)];
+        let scaled =
+            |i: usize| residual[i] * self.gamma[self.channel(i)] * used.inv_std[self.channel(i)];
+        Gradients {
+            x: (0..self.x.len()).map(scaled).collect(),
+            gamma: self.sum(|i| residual[i] * normalized(i)),
+            beta: self.sum(|i| residual[i]),
+            residual,
+        }
+    }
+
+    /// The gradients, where `used` are the statistics of the batch: training.
+    pub fn train_backward(&self, used: &Used, dy: &[f64]) -> Gradients {
+        let n = self.layout.samples_per_channel().max(1) as f64;
+        let mut gradients = self.inference_backward(used, dy);
+        for (i, dx) in gradients.x.iter_mut().enumerate() {
+            let c = self.channel(i);
+            let (scale, normalized) = (
+                self.gamma[c] * used.inv_std[c],
+                (self.x[i] - used.mean[c]) * used.inv_std[c],
+            );
+            *dx -= scale * (gradients.beta[c] + normalized * gradients.gamma[c]) / n;
+        }
+        gradients
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACTIVATIONS: [Activation; 4] = [
+        Activation::None,
+        Activation::Relu,
+        Activation::LeakyRelu(0.2),
+        Activation::Clamp {
+            min: -0.7,
+            max: 0.9,
+        },
+    ];
+
+    type Loss<'a> = &'a dyn Fn(&Problem) -> f64;
+
+    fn waves(n: usize, phase: f64) -> Vec<f64> {
+        (0..n)
+            .map(|i| (i as f64 * 1.7 + phase).sin() + 0.3 * (i as f64 * 0.31 + phase).cos())
+            .collect()
+    }
+
+    fn problem(activation: Activation) -> Problem {
+        let layout = Layout::new(3, 2, 4).expect("small");
+        let n = layout.elements();
+        Problem {
+            layout,
+            x: waves(n, 0.1),
+            residual: Some(waves(n, 2.0)),
+            gamma: vec![1.3, -0.6],
+            beta: vec![0.2, 0.5],
+            epsilon: 1e-3,
+            activation,
+        }
+    }
+
+    /// The gradient of `loss` with respect to a vector of the problem, by central differences.
+    fn differences(
+        problem: &Problem,
+        select: fn(&mut Problem) -> &mut Vec<f64>,
+        loss: impl Fn(&Problem) -> f64,
+    ) -> Vec<f64> {
+        const STEP: f64 = 1e-6;
+        let mut moved = problem.clone();
+        (0..select(&mut moved).len())
+            .map(|i| {
+                let mut at = |delta: f64| {
+                    select(&mut moved)[i] += delta;
+                    let value = loss(&moved);
+                    select(&mut moved)[i] -= delta;
+                    value
+                };
+                (at(STEP) - at(-STEP)) / (2.0 * STEP)
+            })
+            .collect()
+    }
+
+    fn assert_close(got: &[f64], expected: &[f64], what: &str) {
+        assert!(
+            got.iter().any(|g| g.abs() > 1e-3),
+            "{what}: a gradient of zeros shows nothing"
+        );
+        for (g, e) in got.iter().zip(expected) {
+            assert!((g - e).abs() < 1e-7, "{what}: {g} {e}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        for activation in ACTIVATIONS {
+            let problem = problem(activation);
+            let dy = waves(problem.x.len(), 5.0);
+            let dot = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>();
+            let fixed = Used {
+                mean: vec![0.3, -0.2],
+                inv_std: vec![1.5, 0.4],
+            };
+            let train = |p: &Problem| dot(p.forward(&p.batch()));
+            let infer = |p: &Problem| dot(p.forward(&fixed));
+            let checks: [(&Gradients, Loss<'_>); 2] = [
+                (&problem.train_backward(&problem.batch(), &dy), &train),
+                (&problem.inference_backward(&fixed, &dy), &infer),
+            ];
+            for (gradients, loss) in checks {
+                assert_close(
+                    &gradients.x,
+                    &differences(&problem, |p| &mut p.x, loss),
+                    "x",
+                );
+                assert_close(
+                    &gradients.gamma,
+                    &differences(&problem, |p| &mut p.gamma, loss),
+                    "gamma",
+                );
+                assert_close(
+                    &gradients.beta,
+                    &differences(&problem, |p| &mut p.beta, loss),
+                    "beta",
+                );
+                let by_residual =
+                    differences(&problem, |p| p.residual.as_mut().expect("has one"), loss);
+                assert_close(&gradients.residual, &by_residual, "residual");
+            }
+        }
+    }
+
+    #[test]
+    fn statistics_of_a_known_example() {
+        let mut problem = problem(Activation::None);
+        problem.layout = Layout::new(2, 1, 2).expect("small");
+        problem.x = vec![1.0, 3.0, 5.0, 9.0];
+        assert_eq!(problem.statistics(), [vec![4.5], vec![8.75]]);
+    }
+}

@@ -1,0 +1,353 @@
+//! The two loops that drive every pass.
+//!
+//! [`along_rows`] works on one channel: its runs of memory are long, the channel's parameters are constants and the accumulators stay in
+//! registers. [`across_columns`] works on neighbouring columns of different channels: parameters and accumulators are arrays with one value per
+//! column, and four rows are taken together so that they are loaded a quarter as often.
+//!
+//! Rows need not be a multiple of the register. Their last register then ends with the row and overlaps the one before it:
+//!
+//! ```text
+//!   row of 22, register of 8     |0......7|8.....15|  16..21
+//!   last register                               |14.....21|     lanes 14 and 15 are not counted twice
+//! ```
+//!
+//! It is loaded before anything of the row is stored, so that this also holds where the output overwrites the input: the overlap is written
+//! twice, with the same values. Only a run shorter than one register is copied through a buffer.
+
+use macerator::{Scalar, Simd};
+
+use super::passes::{Pass, Reg};
+use super::{Lane, MAX_LANES};
+use crate::{Accum, Element};
+
+/// Registers in flight along a row: enough to hide the latency of an addition.
+const ROW_UNROLL: usize = 4;
+/// Rows taken together across columns.
+const COLUMN_UNROLL: usize = 4;
+
+/// The hardware recognises a run only after some cache lines, and begins anew on each memory page. For runs of up to two pages it pays to ask for
+/// the next one while working on this one: measured 5 to 20 % on `[8, 256, 28, 28]` and `[32, 512, 28, 28]`, nothing on longer runs.
+const PREFETCHED_ROW_BYTES: usize = 8 << 10;
+
+/// `rows` runs of `len` elements, `stride` apart: the accumulators' totals.
+///
+/// # Safety
+///
+/// `o` must be valid at `row * stride + i` for all `row < rows` and `i < len`.
+#[inline(always)]
+pub(crate) unsafe fn along_rows<
+    S: Simd,
+    E: Element,
+    K: Pass<E, P, A>,
+    const P: usize,
+    const A: usize,
+>(
+    o: K::Operands,
+    (rows, stride, len): (usize, usize, usize),
+    params: [E::Accum; P],
+) -> [f64; A] {
+    let lanes = E::Accum::lanes::<S>();
+    let zero = E::Accum::default().splat::<S>();
+    let mut splats = [zero; P];
+    for i in 0..P {
+        splats[i] = params[i].splat();
+    }
+    let mut acc = [[zero; A]; ROW_UNROLL];
+
+    let whole = len - len % lanes;
+    // The lanes of the last register that no other has counted.
+    let (last, new) = if len < lanes {
+        (0, 0..len)
+    } else {
+        (len - lanes, lanes - len % lanes..lanes)
+    };
+    // SAFETY: `POSITIONS` is as long as the longest register.
+    let positions = unsafe { E::Accum::vload_unaligned::<S>(E::Accum::POSITIONS.as_ptr()) };
+    let bound = |n: usize| E::Accum::from_f64(n as f64).splat::<S>();
+    let (from, to) = (bound(new.start), bound(new.end));
+
+    let prefetch = rows > 1 && len * size_of::<E>() <= PREFETCHED_ROW_BYTES;
+    for row in 0..rows {
+        let start = row * stride;
+        // SAFETY: every position below is at most `start + len - lanes`, or `start` with `len` lanes where the run is shorter than a register.
+        unsafe {
+            let tail = match (len == whole, len < lanes) {
+                (true, _) => None,
+                (_, true) => Some(K::load::<S, false>(o, start, len)),
+                (_, false) => Some(K::load::<S, true>(o, start + last, lanes)),
+            };
+            let mut i = 0;
+            while i + ROW_UNROLL * lanes <= whole {
+                if prefetch {
+                    for u in 0..ROW_UNROLL {
+                        K::prefetch(o, start + stride + i + u * lanes);
+                    }
+                }
+                let mut loaded = [K::load::<S, true>(o, start + i, lanes); ROW_UNROLL];
+                for (u, loaded) in loaded.iter_mut().enumerate().skip(1) {
+                    *loaded = K::load::<S, true>(o, start + i + u * lanes, lanes);
+                }
+                for u in 0..ROW_UNROLL {
+                    K::finish::<S, true>(
+                        o,
+                        start + i + u * lanes,
+                        lanes,
+                        loaded[u],
+                        &splats,
+                        &mut acc[u],
+                    );
+                }
+                i += ROW_UNROLL * lanes;
+            }
+            while i < whole {
+                let loaded = K::load::<S, true>(o, start + i, lanes);
+                K::finish::<S, true>(o, start + i, lanes, loaded, &splats, &mut acc[0]);
+                i += lanes;
+            }
+            if let Some(loaded) = tail {
+                let mut extra = [zero; A];
+                if len < lanes {
+                    K::finish::<S, false>(o, start, len, loaded, &splats, &mut extra);
+                } else {
+                    K::finish::<S, true>(o, start + last, lanes, loaded, &splats, &mut extra);
+                }
+                for a in 0..A {
+                    let counted = positions.ge(from).and(positions.lt(to));
+                    acc[1][a] += counted.select(extra[a], zero);
+                }
+            }
+        }
+    }
+    let mut totals = [0.0; A];
+    for a in 0..A {
+        totals[a] = ((acc[0][a] + acc[1][a]) + (acc[2][a] + acc[3][a]))
+            .reduce_add()
+            .to_f64();
+    }
+    totals
+}
+
+/// `rows` runs of `cols` columns, `stride` apart, each column with parameters and accumulators of its own: adds to `acc[..][..cols]`.
+///
+/// Each of `acc` needs [`padded`]`(cols)` values, those behind `cols` are scratch.
+///
+/// # Safety
+///
+/// `o` must be valid at `row * stride + i` for all `row < rows` and `i < cols`.
+#[inline(always)]
+pub(crate) unsafe fn across_columns<
+    S: Simd,
+    E: Element,
+    K: Pass<E, P, A>,
+    const P: usize,
+    const A: usize,
+>(
+    o: K::Operands,
+    (rows, stride, cols): (usize, usize, usize),
+    params: [&[E::Accum]; P],
+    mut acc: [&mut [E::Accum]; A],
+) {
+    assert!(params.iter().all(|p| p.len() >= cols) && acc.iter().all(|a| a.len() >= padded(cols)));
+    let mut param_ptrs = [std::ptr::null(); P];
+    for i in 0..P {
+        param_ptrs[i] = params[i].as_ptr();
+    }
+    let mut acc_ptrs = [std::ptr::null_mut(); A];
+    for a in 0..A {
+        acc_ptrs[a] = acc[a].as_mut_ptr();
+    }
+    let mut row = 0;
+    // SAFETY: the rows are below `rows`, and the assertion is what `sweep` asks of the arrays.
+    unsafe {
+        while row + COLUMN_UNROLL <= rows {
+            sweep::<S, E, K, P, A, COLUMN_UNROLL>(
+                o,
+                row * stride,
+                stride,
+                cols,
+                param_ptrs,
+                acc_ptrs,
+            );
+            row += COLUMN_UNROLL;
+        }
+        while row < rows {
+            sweep::<S, E, K, P, A, 1>(o, row * stride, stride, cols, param_ptrs, acc_ptrs);
+            row += 1;
+        }
+    }
+    // The overlapping last register has accumulated behind the others: its new lanes belong right after those.
+    let lanes = E::Accum::lanes::<S>();
+    let rest = cols % lanes;
+    if rest > 0 && cols > lanes {
+        for acc in &mut acc {
+            let whole = cols - rest;
+            acc.copy_within(whole + lanes - rest..whole + lanes, whole);
+        }
+    }
+}
+
+/// The length of an array of column accumulators.
+#[inline(always)]
+pub(crate) fn padded(cols: usize) -> usize {
+    cols + MAX_LANES
+}
+
+/// Takes `U` rows together across all columns.
+///
+/// # Safety
+///
+/// `o` must be valid at `start + u * stride + i` for all `u < U` and `i < cols`, `params` for reading `cols` values and `acc` for reading
+/// and writing `padded(cols)`.
+#[inline(always)]
+unsafe fn sweep<
+    S: Simd,
+    E: Element,
+    K: Pass<E, P, A>,
+    const P: usize,
+    const A: usize,
+    const U: usize,
+>(
+    o: K::Operands,
+    start: usize,
+    stride: usize,
+    cols: usize,
+    params: [*const E::Accum; P],
+    acc: [*mut E::Accum; A],
+) {
+    let lanes = E::Accum::lanes::<S>();
+    let whole = cols - cols % lanes;
+    // SAFETY: whole registers end at most at `cols`; the last one either begins at `cols - lanes`, or there is but one, of `cols` lanes. Its
+    // accumulators lie at `whole..whole + lanes`, below `padded(cols)`.
+    unsafe {
+        let (narrow, last) = (cols < lanes, cols.saturating_sub(lanes));
+        let tail = if cols == whole {
+            None
+        } else if narrow {
+            Some(load_rows::<S, E, K, P, A, U, false>(o, start, stride, cols))
+        } else {
+            Some(load_rows::<S, E, K, P, A, U, true>(
+                o,
+                start + last,
+                stride,
+                lanes,
+            ))
+        };
+        let mut i = 0;
+        while i < whole {
+            let loaded = load_rows::<S, E, K, P, A, U, true>(o, start + i, stride, lanes);
+            let p = load_params::<S, E, P, true>(params, i, lanes);
+            finish_rows::<S, E, K, P, A, U, true>(
+                o,
+                (start + i, stride, lanes),
+                loaded,
+                &p,
+                acc,
+                i,
+            );
+            i += lanes;
+        }
+        if let Some(loaded) = tail {
+            if narrow {
+                let p = load_params::<S, E, P, false>(params, 0, cols);
+                finish_rows::<S, E, K, P, A, U, false>(
+                    o,
+                    (start, stride, cols),
+                    loaded,
+                    &p,
+                    acc,
+                    0,
+                );
+            } else {
+                let p = load_params::<S, E, P, true>(params, last, lanes);
+                finish_rows::<S, E, K, P, A, U, true>(
+                    o,
+                    (start + last, stride, lanes),
+                    loaded,
+                    &p,
+                    acc,
+                    whole,
+                );
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`Pass::load`], at `U` positions.
+#[inline(always)]
+unsafe fn load_rows<
+    S: Simd,
+    E: Element,
+    K: Pass<E, P, A>,
+    const P: usize,
+    const A: usize,
+    const U: usize,
+    const FULL: bool,
+>(
+    o: K::Operands,
+    at: usize,
+    stride: usize,
+    n: usize,
+) -> [K::Loaded<S>; U] {
+    // SAFETY: the caller vouches for all positions.
+    unsafe {
+        let mut loaded = [K::load::<S, FULL>(o, at, n); U];
+        for (u, loaded) in loaded.iter_mut().enumerate().skip(1) {
+            *loaded = K::load::<S, FULL>(o, at + u * stride, n);
+        }
+        loaded
+    }
+}
+
+/// # Safety
+///
+/// `params` must be valid for reading `n` values from `col`.
+#[inline(always)]
+unsafe fn load_params<S: Simd, E: Element, const P: usize, const FULL: bool>(
+    params: [*const E::Accum; P],
+    col: usize,
+    n: usize,
+) -> [Reg<S, E>; P] {
+    let mut loaded = [E::Accum::default().splat::<S>(); P];
+    for i in 0..P {
+        // SAFETY: the caller vouches for `col`.
+        loaded[i] = unsafe { E::Accum::load::<S, FULL>(params[i].add(col), n) };
+    }
+    loaded
+}
+
+/// # Safety
+///
+/// As for [`Pass::finish`], at `U` positions; `acc` must be valid for a register at `slot`.
+#[inline(always)]
+unsafe fn finish_rows<
+    S: Simd,
+    E: Element,
+    K: Pass<E, P, A>,
+    const P: usize,
+    const A: usize,
+    const U: usize,
+    const FULL: bool,
+>(
+    o: K::Operands,
+    (at, stride, n): (usize, usize, usize),
+    loaded: [K::Loaded<S>; U],
+    params: &[Reg<S, E>; P],
+    acc: [*mut E::Accum; A],
+    slot: usize,
+) {
+    // SAFETY: the caller vouches for the positions and for `slot`.
+    unsafe {
+        let mut sums = [E::Accum::default().splat::<S>(); A];
+        for a in 0..A {
+            sums[a] = E::Accum::vload_unaligned(acc[a].add(slot));
+        }
+        for (u, loaded) in loaded.into_iter().enumerate() {
+            K::finish::<S, FULL>(o, at + u * stride, n, loaded, params, &mut sums);
+        }
+        for a in 0..A {
+            E::Accum::vstore_unaligned(acc[a].add(slot), sums[a]);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The tensors that passes work on, and the regions of whole tensors.
+
+use super::region::{Operands, ReadOnly, Reads, Region};
+use super::tail::Tail;
+use crate::stream::{Output, Stream};
+use crate::{Element, Layout};
+
+/// The input alone.
+pub(crate) struct Read<E> {
+    pub(super) x: *const E,
+}
+
+/// The input and the gradient.
+pub(crate) struct ReadPair<E, T> {
+    pub(super) x: *const E,
+    pub(super) dy: *const E,
+    pub(super) tail: T,
+}
+
+/// The input and the output.
+pub(crate) struct ReadWrite<E, T> {
+    pub(super) x: *const E,
+    pub(super) y: *mut E,
+    pub(super) tail: T,
+}
+
+/// The input, the gradient, and the gradients of the input and of the residual (null if nobody wants that).
+pub(crate) struct ReadPairWrite<E, T> {
+    pub(super) x: *const E,
+    pub(super) dy: *const E,
+    pub(super) dx: *mut E,
+    pub(super) dresidual: *mut E,
+    pub(super) tail: T,
+}
+
+macro_rules! impl_operands {
+    ($name: ident<E $(, $tail: ident)?>, $($ptr: ident),*) => {
+        impl<E $(, $tail: Copy)?> Clone for $name<E $(, $tail)?> {
+            #[inline(always)]
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<E $(, $tail: Copy)?> Copy for $name<E $(, $tail)?> {}
+        impl<E: Element $(, $tail: Tail<E>)?> Operands for $name<E $(, $tail)?> {
+            #[inline(always)]
+            fn offset(self, n: usize) -> Self {
+                Self { $($ptr: self.$ptr.wrapping_add(n),)* $(tail: <$tail as Operands>::offset(self.tail, n))? }
+            }
+        }
+    };
+}
+
+impl_operands!(Read<E>, x);
+impl_operands!(ReadPair<E, T>, x, dy);
+impl_operands!(ReadWrite<E, T>, x, y);
+impl<E: Element> ReadOnly for Read<E> {}
+impl<E: Element, T: Tail<E>> ReadOnly for ReadPair<E, T> {}
+
+impl<E, T: Copy> Clone for ReadPairWrite<E, T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E, T: Copy> Copy for ReadPairWrite<E, T> {}
+impl<E: Element, T: Tail<E>> Operands for ReadPairWrite<E, T> {
+    #[inline(always)]
+    fn offset(self, n: usize) -> Self {
+        let dresidual = if self.dresidual.is_null() {
+            self.dresidual
+        } else {
+            self.dresidual.wrapping_add(n)
+        };
+        let [x, dy] = [self.x, self.dy].map(|p| p.wrapping_add(n));
+        Self {
+            x,
+            dy,
+            dx: self.dx.wrapping_add(n),
+            dresidual,
+            tail: self.tail.offset(n),
+        }
+    }
+}
+
+// SAFETY: the pointer is one of those that it is made from.
+unsafe impl<E: Element, T: Tail<E>> Reads<Read<E>> for ReadWrite<E, T> {
+    fn reading(self) -> Read<E> {
+        Read { x: self.x }
+    }
+}
+
+// SAFETY: the pointers are some of those that it is made from.
+unsafe impl<E: Element, T: Tail<E>> Reads<ReadPair<E, T>> for ReadPairWrite<E, T> {
+    fn reading(self) -> ReadPair<E, T> {
+        let Self { x, dy, tail, .. } = self;
+        ReadPair { x, dy, tail }
+    }
+}
+
+/// The regions of whole tensors. All of them panic if a slice does not have `layout.elements()` elements; the callers have refused that before.
+impl<'a, E: Element> Region<'a, Read<E>> {
+    pub(crate) fn read(layout: &Layout, x: &'a [E]) -> Self {
+        assert_eq!(x.len(), layout.elements());
+        // SAFETY: `x` is borrowed for `'a` and has as many elements as the layout.
+        unsafe { Region::new(Read { x: x.as_ptr() }, layout) }
+    }
+}
+
+impl<'a, E: Element, T: Tail<E> + 'a> Region<'a, ReadPair<E, T>> {
+    pub(crate) fn read_pair(layout: &Layout, x: &'a [E], dy: &'a [E], tail: T) -> Self {
+        assert!(
+            x.len() == layout.elements()
+                && dy.len() == layout.elements()
+                && tail.covers(layout.elements())
+        );
+        // SAFETY: all slices are borrowed for `'a` and have as many elements as the layout.
+        unsafe {
+            Region::new(
+                ReadPair {
+                    x: x.as_ptr(),
+                    dy: dy.as_ptr(),
+                    tail,
+                },
+                layout,
+            )
+        }
+    }
+}
+
+impl<'a, E: Element, T: Tail<E> + 'a> Region<'a, ReadWrite<E, T>> {
+    pub(crate) fn read_write(layout: &Layout, stream: Stream<'a, E>, tail: T) -> Self {
+        let (x, y) = stream.into_parts(layout.elements());
+        assert!(tail.covers(layout.elements()));
+        // SAFETY: `into_parts` returns pointers to as many elements as the layout has, borrowed for `'a`: the second exclusively, except that the
+        // first may be the same. The tail is borrowed too.
+        unsafe { Region::new(ReadWrite { x, y, tail }, layout) }
+    }
+}
+
+impl<'a, E: Element, T: Tail<E> + 'a> Region<'a, ReadPairWrite<E, T>> {
+    pub(crate) fn read_pair_write(
+        layout: &Layout,
+        x: &'a [E],
+        stream: Stream<'a, E>,
+        tail: T,
+        dresidual: Option<Output<'a, E>>,
+    ) -> Self {
+        let (dy, dx) = stream.into_parts(layout.elements());
+        assert!(x.len() == layout.elements() && tail.covers(layout.elements()));
+        let dresidual = dresidual.map_or(std::ptr::null_mut(), |out| {
+            out.into_start(layout.elements())
+        });
+        // SAFETY: as for `read_write`; `dresidual` is null, or borrowed exclusively and as long.
+        unsafe {
+            Region::new(
+                ReadPairWrite {
+                    x: x.as_ptr(),
+                    dy,
+                    dx,
+                    dresidual,
+                    tail,
+                },
+                layout,
+            )
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Fused kernels, backend by backend: the tensor primitive to slices, and nothing else.
+
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "ndarray")]
+#[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
+mod ndarray;

@@ -6,32 +6,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use batchnorm_benches::{Pass, cpu_devices, random};
+use batchnorm_benches::{Layer, Pass, cpu_devices, random};
 use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
-
-/// What a layer offers to be timed.
-trait Layer<const D: usize> {
-    fn forward(&self, x: Tensor<D>) -> Tensor<D>;
-    fn parameters(&self) -> [Tensor<1>; 2];
-}
-
-macro_rules! layer {
-    ($layer:ty) => {
-        impl<const D: usize> Layer<D> for $layer {
-            fn forward(&self, x: Tensor<D>) -> Tensor<D> {
-                <$layer>::forward(self, x)
-            }
-
-            fn parameters(&self) -> [Tensor<1>; 2] {
-                [self.gamma.val(), self.beta.val()]
-            }
-        }
-    };
-}
-
-layer!(burn::nn::BatchNorm);
-layer!(burn_batchnorm::BatchNorm);
 
 /// Time of `iterations` passes. Inputs and upstream gradients are made outside the clock.
 fn time<const D: usize>(

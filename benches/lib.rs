@@ -1,5 +1,7 @@
 //! What the benches of burn-batchnorm share.
 
+pub mod case;
+
 use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
@@ -34,3 +36,28 @@ pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> 
     device.seed(seed);
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
 }
+
+/// What a layer offers to be timed.
+pub trait Layer<const D: usize> {
+    /// The forward pass.
+    fn forward(&self, x: Tensor<D>) -> Tensor<D>;
+    /// Gamma and beta.
+    fn parameters(&self) -> [Tensor<1>; 2];
+}
+
+macro_rules! layer {
+    ($layer:ty) => {
+        impl<const D: usize> Layer<D> for $layer {
+            fn forward(&self, x: Tensor<D>) -> Tensor<D> {
+                <$layer>::forward(self, x)
+            }
+
+            fn parameters(&self) -> [Tensor<1>; 2] {
+                [self.gamma.val(), self.beta.val()]
+            }
+        }
+    };
+}
+
+layer!(burn::nn::BatchNorm);
+layer!(burn_batchnorm::BatchNorm);

@@ -201,3 +201,31 @@ fn a_layer_tells_the_configuration_that_makes_it() {
         config
     );
 }
+
+#[test]
+fn the_cpu_devices_run_fused_kernels() {
+    for (name, device) in devices::all() {
+        let fused = name != "wgpu";
+        assert_eq!(functional::is_fused(&device), fused, "{name}");
+        assert_eq!(functional::is_fused(&device.autodiff()), fused, "{name}");
+    }
+}
+
+#[test]
+fn gradients_that_nobody_asked_for_are_not_there() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let layer = BatchNormConfig::new(2).with_scale(false).init(&device);
+        let x = random([16, 2, 9], 1, &device);
+        let y = layer.forward(x.clone());
+        let gradients = (y * random([16, 2, 9], 2, &device)).sum().backward();
+        assert!(x.grad(&gradients).is_none(), "{name}");
+        assert!(layer.gamma.grad(&gradients).is_none(), "{name}");
+        let beta = vector(layer.beta.grad(&gradients).expect("a gradient"));
+        let dy = random([16, 2, 9], 2, &device);
+        let expected = vector(dy.swap_dims(0, 1).reshape([2, 144]).sum_dim(1));
+        for (got, expected) in beta.iter().zip(expected) {
+            assert!((got - expected).abs() < 1e-4, "{name}: {got} {expected}");
+        }
+    }
+}

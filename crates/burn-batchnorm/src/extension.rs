@@ -3,11 +3,10 @@
 //! Per-channel tensors (`gamma`, `mean`, ..) have shape `[channels]` and the type that the input is
 //! computed in: its own, but f32 for the half types. Outputs of the input's shape have its type.
 //! Backends that are not listed never get here: [`functional`](crate::functional) asks
-//! [`is_fused`] first and composes Burn's operations otherwise.
+//! [`is_fused`](crate::functional::is_fused) first and composes Burn's operations otherwise.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, DispatchDevice, backend_extension};
-use burn::tensor::Device;
+use burn::backend::{Backend, backend_extension};
 
 use crate::view::View;
 
@@ -84,23 +83,4 @@ pub trait BatchNormOps: Backend {
         view: View,
         wanted: Wanted,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-}
-
-/// Whether this crate has a fused kernel for the device: a matter of the crate's features. Where it
-/// has none, Burn's own operations are composed, with the same results.
-pub fn is_fused(device: &Device) -> bool {
-    if device.is_autodiff() && cfg!(not(feature = "autodiff")) {
-        return false;
-    }
-    match device.clone().inner().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
-        #[allow(
-            unreachable_patterns,
-            reason = "which devices exist is up to Burn's features"
-        )]
-        _ => false,
-    }
 }

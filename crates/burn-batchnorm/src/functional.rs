@@ -21,13 +21,33 @@
 //! - Inference computes `(x - mean) * scale + shift`. `x * scale + (shift - mean * scale)` would
 //!   lose digits where the mean is large.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-use burn::backend::Dispatch;
+#[cfg(feature = "cpu")]
+use burn::backend::{Dispatch, DispatchDevice};
 
-pub use crate::extension::is_fused;
 use crate::view::View;
+
+/// Whether this crate has a fused kernel for the device: a matter of the crate's features. Where it
+/// has none, Burn's own operations are composed, with the same results.
+pub fn is_fused(device: &Device) -> bool {
+    if device.is_autodiff() && cfg!(not(feature = "autodiff")) {
+        return false;
+    }
+    #[cfg(feature = "cpu")]
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => return true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => return true,
+        #[allow(
+            unreachable_patterns,
+            reason = "which devices exist is up to Burn's features"
+        )]
+        _ => {}
+    }
+    false
+}
 
 /// What [`batch_norm_train`] returns.
 #[derive(Debug, Clone)]
@@ -88,7 +108,7 @@ pub(crate) fn train<const D: usize>(
     channel_axis: usize,
     running: Option<Running>,
 ) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
-    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    #[cfg(feature = "cpu")]
     if is_fused(&input.device()) {
         return train_fused(input, gamma, beta, epsilon, channel_axis, running);
     }
@@ -108,7 +128,7 @@ pub(crate) fn train<const D: usize>(
     (result, running)
 }
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(feature = "cpu")]
 fn train_fused<const D: usize>(
     input: Tensor<D>,
     gamma: Tensor<1>,
@@ -238,7 +258,7 @@ pub fn normalize<const D: usize>(
     let (shape, dtype) = (input.shape(), input.dtype());
     let mean = mean.without_autodiff();
 
-    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    #[cfg(feature = "cpu")]
     if is_fused(&input.device()) {
         use crate::extension::BatchNormOps;
 

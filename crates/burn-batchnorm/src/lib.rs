@@ -41,11 +41,16 @@
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state
 
-#[cfg(feature = "autodiff")]
+#[cfg(all(feature = "autodiff", feature = "cpu"))]
 mod autodiff;
+#[cfg_attr(
+    not(feature = "autodiff"),
+    allow(dead_code, reason = "only autodiff runs a backward pass")
+)]
 mod backends;
 mod config;
 mod error;
+#[cfg(feature = "cpu")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
 mod extension;
 pub mod functional;

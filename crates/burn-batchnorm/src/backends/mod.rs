@@ -1,6 +1,6 @@
 //! Fused kernels, backend by backend: the tensor primitive to slices, and nothing else.
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "flex")]
 mod flex;

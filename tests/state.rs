@@ -2,12 +2,14 @@
 
 use std::thread;
 
+use batchnorm_tests::case::{Tensors, serialize};
 use batchnorm_tests::devices;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::store::ModuleRecord;
-use burn::tensor::{Bytes, Device, Tensor};
+use burn::tensor::{Bytes, Device, Shape, Tensor, TensorData};
 use burn_batchnorm::{BatchNorm, BatchNormConfig};
+use burn_store::{ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 
 use crate::common::{random, vector};
 
@@ -281,4 +283,40 @@ fn a_parameter_that_is_off_is_not_trained_nor_unfrozen() {
     assert!(model.beta.is_require_grad());
     assert!(!model.valid().train().gamma.is_require_grad());
     assert_eq!(model.num_params(), 3 * CHANNELS);
+}
+
+/// PyTorch's state dict of `torch.nn.BatchNorm1d(3)`, as `safetensors.torch.save_file` writes it.
+fn pytorch_file() -> Vec<u8> {
+    let vector = |values: [f32; CHANNELS]| TensorData::from(values);
+    let tensors = Tensors::from([
+        ("weight".to_string(), vector([1.5, -0.5, 2.0])),
+        ("bias".to_string(), vector([0.1, 0.2, 0.3])),
+        ("running_mean".to_string(), vector([-1.0, 0.0, 4.0])),
+        ("running_var".to_string(), vector([0.5, 2.0, 3.0])),
+        (
+            "num_batches_tracked".to_string(),
+            TensorData::new(vec![7i64], Shape::new([])),
+        ),
+    ]);
+    serialize(&tensors, None).expect("a file")
+}
+
+#[test]
+fn a_pytorch_file_loads_with_one_documented_call() {
+    let mut model = layer(&Device::flex());
+    let store = || {
+        SafetensorsStore::from_bytes(Some(pytorch_file())).with_from_adapter(PyTorchToBurnAdapter)
+    };
+    let result = model
+        .load_from(&mut store().allow_partial(true))
+        .expect("loaded");
+    assert_eq!(result.missing.len(), 1, "{result:?}");
+    assert_eq!(vector(model.gamma.val()), [1.5, -0.5, 2.0]);
+    assert_eq!(
+        statistics(&model),
+        (vec![-1.0, 0.0, 4.0], vec![0.5, 2.0, 3.0], 0)
+    );
+    // Without the call, the file's lack of a counter in our shape is an error and not a surprise.
+    let error = layer(&Device::flex()).load_from(&mut store()).unwrap_err();
+    assert!(error.to_string().contains("batches_tracked"), "{error}");
 }

@@ -52,6 +52,10 @@ mod config;
 mod error;
 #[cfg(feature = "cpu")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
+#[cfg_attr(
+    not(feature = "autodiff"),
+    allow(dead_code, reason = "only autodiff runs a backward pass")
+)]
 mod extension;
 pub mod functional;
 mod layer;

@@ -1,0 +1,186 @@
+//! The activations that can be fused: piecewise linear ones of three pieces.
+//!
+//! ```text
+//!   act(v) = slope * v + offset   where v < low
+//!            v                    between
+//!            high                 where v > high
+//! ```
+//!
+//! ReLU and its family are all of this form. Which pieces exist is known when a kernel is compiled, their numbers when it is launched: no
+//! activation costs nothing, and one kernel serves every slope. At a kink the derivative is that of PyTorch: the outer piece's. It follows
+//! from `v` alone, which the backward pass recomputes from the input and the statistics: no output needs to be kept.
+
+use cubecl::prelude::*;
+
+use crate::Error;
+
+/// What is applied to the normalized value (and the residual, if there is one).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `v`.
+    #[default]
+    None,
+    /// `max(v, 0)`; NaN stays NaN where the device's comparisons follow IEEE 754.
+    Relu,
+    /// `v` if positive, else `slope * v`.
+    LeakyRelu(f64),
+    /// `min(max(v, 0), 6)`.
+    Relu6,
+    /// `min(max(v, min), max)`, also known as hard tanh.
+    Clamp {
+        /// The smallest output.
+        min: f64,
+        /// The largest output; not less than `min`.
+        max: f64,
+    },
+}
+
+impl Activation {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let valid = match *self {
+            Activation::LeakyRelu(slope) => slope.is_finite(),
+            Activation::Clamp { min, max } => min <= max && min.is_finite() && max.is_finite(),
+            _ => true,
+        };
+        match valid {
+            true => Ok(()),
+            false => Err(Error::Value {
+                name: "activation",
+                expected: "of a finite slope and of finite bounds in order",
+                got: format!("{self:?}"),
+            }),
+        }
+    }
+
+    /// Which pieces there are.
+    pub(crate) fn shape(&self) -> Pieces {
+        Pieces {
+            low: match self {
+                Activation::None => Low::Open,
+                Activation::LeakyRelu(_) => Low::Sloped,
+                _ => Low::Flat,
+            },
+            high: matches!(self, Activation::Relu6 | Activation::Clamp { .. }),
+        }
+    }
+
+    /// Their numbers: low, slope, value below (of the flat piece), high.
+    pub(crate) fn numbers(&self) -> [f64; 4] {
+        match *self {
+            Activation::None | Activation::Relu => [0.0, 0.0, 0.0, 0.0],
+            Activation::LeakyRelu(slope) => [0.0, slope, 0.0, 0.0],
+            Activation::Relu6 => [0.0, 0.0, 0.0, 6.0],
+            Activation::Clamp { min, max } => [min, 0.0, min, max],
+        }
+    }
+}
+
+/// The pieces of an activation, known when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Pieces {
+    pub low: Low,
+    pub high: bool,
+}
+
+impl Pieces {
+    /// Whether anything is computed at all.
+    pub fn any(&self) -> bool {
+        self.low != Low::Open || self.high
+    }
+}
+
+/// The piece below `low`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Low {
+    /// There is none.
+    Open,
+    /// A constant. It is kept apart because `0 * v` is NaN where `v` is infinite.
+    Flat,
+    /// A line.
+    Sloped,
+}
+
+/// The numbers of the pieces, known when the kernel is launched.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Numbers {
+    pub low: InputScalar,
+    pub slope: InputScalar,
+    pub offset: InputScalar,
+    pub high: InputScalar,
+}
+
+/// `act(v)`.
+#[cube]
+pub(crate) fn activate<A: Float, N: Size>(
+    v: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] pieces: Pieces,
+) -> Vector<A, N> {
+    let mut out = v;
+    if comptime!(pieces.low == Low::Flat) {
+        let low = Vector::new(numbers.low.get::<A>());
+        let offset = Vector::new(numbers.offset.get::<A>());
+        out = select_many(v.less_than(&low), offset, out);
+    }
+    if comptime!(pieces.low == Low::Sloped) {
+        let low = Vector::new(numbers.low.get::<A>());
+        let slope = Vector::new(numbers.slope.get::<A>());
+        let offset = Vector::new(numbers.offset.get::<A>());
+        out = select_many(v.less_than(&low), v * slope + offset, out);
+    }
+    if comptime!(pieces.high) {
+        let high = Vector::new(numbers.high.get::<A>());
+        out = select_many(v.greater_than(&high), high, out);
+    }
+    out
+}
+
+/// `dy * act'(v)`.
+#[cube]
+pub(crate) fn activation_grad<A: Float, N: Size>(
+    v: Vector<A, N>,
+    dy: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] pieces: Pieces,
+) -> Vector<A, N> {
+    let mut grad = dy;
+    let zero = Vector::new(A::new(0.0));
+    if comptime!(pieces.low == Low::Flat) {
+        let low = Vector::new(numbers.low.get::<A>());
+        grad = select_many(v.less_equal(&low), zero, grad);
+    }
+    if comptime!(pieces.low == Low::Sloped) {
+        let low = Vector::new(numbers.low.get::<A>());
+        let slope = Vector::new(numbers.slope.get::<A>());
+        grad = select_many(v.less_equal(&low), dy * slope, grad);
+    }
+    if comptime!(pieces.high) {
+        let high = Vector::new(numbers.high.get::<A>());
+        grad = select_many(v.greater_equal(&high), zero, grad);
+    }
+    grad
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senseless_parameters_are_refused() {
+        assert!(Activation::LeakyRelu(f64::NAN).validate().is_err());
+        assert!(Activation::Clamp { min: 1.0, max: 0.0 }.validate().is_err());
+        let nan = Activation::Clamp {
+            min: f64::NAN,
+            max: 0.0,
+        };
+        assert!(nan.validate().is_err());
+        assert!(Activation::Clamp { min: 0.0, max: 0.0 }.validate().is_ok());
+    }
+
+    #[test]
+    fn no_activation_has_no_piece() {
+        assert!(!Activation::None.shape().any());
+        assert!(Activation::Relu.shape().any());
+    }
+}

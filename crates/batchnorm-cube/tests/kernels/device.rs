@@ -1,0 +1,107 @@
+//! The device under test, and data on it.
+
+use std::sync::OnceLock;
+
+use batchnorm_cube::Element;
+use cubecl::Device;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use cubecl::wgpu::WgpuDeviceKind;
+use half::f16;
+
+/// The software adapter, or none.
+pub fn client() -> Option<Client> {
+    static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
+    CLIENT
+        .get_or_init(|| {
+            let client = Device::wgpu(WgpuDeviceKind::Cpu)
+                .ok()
+                .map(|device| device.client());
+            if client.is_none() {
+                let required = std::env::var("BATCHNORM_REQUIRE_GPU").is_ok_and(|v| v == "1");
+                assert!(
+                    !required,
+                    "BATCHNORM_REQUIRE_GPU=1, but there is no adapter"
+                );
+                eprintln!("skipped: no adapter");
+            }
+            client
+        })
+        .clone()
+}
+
+/// Values for a buffer of the type.
+pub fn upload(client: &Client, element: Element, values: &[f64]) -> Handle {
+    let bytes: Vec<u8> = match element {
+        Element::F32 => values
+            .iter()
+            .flat_map(|v| (*v as f32).to_ne_bytes())
+            .collect(),
+        Element::F16 => values
+            .iter()
+            .flat_map(|v| f16::from_f64(*v).to_ne_bytes())
+            .collect(),
+        Element::F64 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+        other => panic!("no test data of {other:?}"),
+    };
+    client.create_from_slice(&bytes)
+}
+
+/// The values of a buffer.
+pub fn download(client: &Client, element: Element, handle: &Handle) -> Vec<f64> {
+    let bytes = client
+        .read_one(handle.clone())
+        .expect("the kernels have run");
+    match element {
+        Element::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_ne_bytes(b.try_into().unwrap()).into())
+            .collect(),
+        Element::F16 => bytes
+            .chunks_exact(2)
+            .map(|b| f16::from_ne_bytes(b.try_into().unwrap()).into())
+            .collect(),
+        Element::F64 => bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_ne_bytes(b.try_into().unwrap()))
+            .collect(),
+        other => panic!("no test data of {other:?}"),
+    }
+}
+
+/// What the type makes of the values.
+pub fn rounded(element: Element, values: Vec<f64>) -> Vec<f64> {
+    let round = |v: f64| match element {
+        Element::F16 => f16::from_f64(v).to_f64(),
+        Element::F64 => v,
+        _ => v as f32 as f64,
+    };
+    values.into_iter().map(round).collect()
+}
+
+/// Uninitialised memory: filled with NaN, so that what a kernel forgets shows.
+pub fn empty(client: &Client, element: Element, len: usize) -> Handle {
+    upload(client, element, &vec![f64::NAN; len])
+}
+
+/// Numbers that are the same in every run; roughly normal.
+pub struct Random(pub u64);
+
+impl Random {
+    fn uniform(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// `len` of them.
+    pub fn normal(&mut self, len: usize, mean: f64, deviation: f64) -> Vec<f64> {
+        (0..len)
+            .map(|_| {
+                let sum: f64 = (0..6).map(|_| self.uniform()).sum();
+                mean + deviation * (sum - 3.0) * std::f64::consts::SQRT_2
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,204 @@
+//! The kernels on the software Vulkan adapter against a naive f64 oracle.
+
+mod arguments;
+mod case;
+mod device;
+mod numbers;
+mod primitives;
+mod reference;
+
+use batchnorm_cube::{Activation, Element, Launches, Strategy};
+use case::{Case, check_train};
+use device::client;
+
+/// One shape per line of the suite, the large ones scaled down in their outer dimension.
+#[test]
+fn shapes_of_networks() {
+    let Some(client) = client() else { return };
+    let shapes = [
+        (2, 64, 56 * 56),
+        (2, 256, 28 * 28),
+        (1024, 512, 1),
+        (512, 1024, 1),
+        (8, 128, 256),
+        (4, 512, 7 * 7),
+        (1, 64, 112 * 112),
+        (32, 50, 1),
+        (128, 512, 1),
+        (4, 32, 16 * 14 * 14),
+    ];
+    for (outer, channels, inner) in shapes {
+        check_train(&client, Case::new(outer, channels, inner));
+    }
+}
+
+/// Lengths around vectors, planes, blocks and cuts, in every dimension.
+#[test]
+fn odd_shapes() {
+    let Some(client) = client() else { return };
+    for inner in [
+        1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 49, 63, 64, 65, 127, 257,
+    ] {
+        for (outer, channels) in [(1, 5), (3, 1), (4, 4), (17, 13), (67, 3)] {
+            check_train(&client, Case::new(outer, channels, inner));
+        }
+    }
+}
+
+/// Few channels with much data are split over the grid: rows, a single long row, and columns.
+#[test]
+fn few_channels_are_split() {
+    let Some(client) = client() else { return };
+    for (outer, channels, inner) in [
+        (256, 1, 257),
+        (1, 1, 100_003),
+        (1, 2, 65_536),
+        (50_000, 1, 1),
+        (30_011, 3, 1),
+        (20_000, 4, 1),
+        (9_973, 2, 5),
+        (40, 3, 1_024),
+    ] {
+        let launches = check_train(&client, Case::new(outer, channels, inner));
+        assert_eq!(launches, (3, 3), "{outer} x {channels} x {inner}");
+    }
+}
+
+#[test]
+fn one_channel_with_ten_million_values() {
+    let Some(client) = client() else { return };
+    check_train(&client, Case::new(1, 1, 10_000_000));
+}
+
+/// More cubes than a grid has in one dimension, and more rows too.
+#[test]
+fn more_than_a_grid_dimension() {
+    let Some(client) = client() else { return };
+    check_train(&client, Case::new(2, 100_000, 1));
+    check_train(&client, Case::new(2, 70_001, 2));
+    check_train(&client, Case::new(1, 300_007, 3));
+    check_train(&client, Case::new(70_001, 2, 2));
+    check_train(&client, Case::new(70_001, 3, 1));
+}
+
+#[test]
+fn large_means_keep_their_digits() {
+    let Some(client) = client() else { return };
+    for (outer, channels, inner) in [(8, 16, 784), (512, 64, 1), (1, 1, 100_000), (64, 1, 999)] {
+        for mean in [1e4, -1e4] {
+            let case = Case::new(outer, channels, inner);
+            check_train(&client, Case { mean, ..case });
+        }
+    }
+}
+
+/// Every activation, with and without a residual, in one launch and in three, apart and in place.
+#[test]
+fn activations_residuals_and_in_place() {
+    let Some(client) = client() else { return };
+    let activations = [
+        Activation::None,
+        Activation::Relu,
+        Activation::LeakyRelu(0.1),
+        Activation::Relu6,
+        Activation::Clamp {
+            min: -0.7,
+            max: 0.9,
+        },
+    ];
+    for activation in activations {
+        for (outer, channels, inner) in [(3, 7, 10), (9, 12, 1), (2_500, 2, 7), (12_000, 3, 1)] {
+            for flags in 0..4 {
+                let case = Case {
+                    activation,
+                    residual: flags & 1 != 0,
+                    in_place: flags & 2 != 0,
+                    ..Case::new(outer, channels, inner)
+                };
+                check_train(&client, case);
+            }
+        }
+    }
+}
+
+/// The other types, where the adapter has them; by rows and by columns, in one launch and in three.
+#[test]
+fn other_types() {
+    let Some(client) = client() else { return };
+    for element in [Element::F16, Element::F64] {
+        if !client.properties().supports_type(element.elem_type()) {
+            println!("skipped: the adapter has no {element:?}");
+            continue;
+        }
+        for (outer, channels, inner) in [(8, 16, 196), (64, 24, 1), (1, 1, 50_000), (3, 5, 7)] {
+            let case = Case {
+                element,
+                ..Case::new(outer, channels, inner)
+            };
+            check_train(&client, case);
+            check_train(
+                &client,
+                Case {
+                    activation: Activation::Relu,
+                    residual: true,
+                    in_place: true,
+                    ..case
+                },
+            );
+        }
+    }
+}
+
+/// A channel that is one cube's takes one launch, split channels three; the bytes are those of the passes.
+#[test]
+fn launches_are_counted() {
+    let Some(client) = client() else { return };
+    assert_eq!(check_train(&client, Case::new(4, 64, 49)), (1, 1));
+    assert_eq!(check_train(&client, Case::new(256, 64, 1)), (1, 1));
+    assert_eq!(check_train(&client, Case::new(64, 1, 1024)), (3, 3));
+
+    let (tensor, passes) = primitives::bytes_of_training(&client);
+    let [forward, backward]: [Launches; 2] = passes;
+    let share =
+        |launches: Launches, passes: u64| launches.bytes() as f64 / (passes * tensor) as f64;
+    assert!((1.0..1.1).contains(&share(forward, 3)), "{forward:?}");
+    assert!((1.0..1.1).contains(&share(backward, 5)), "{backward:?}");
+}
+
+/// The cuts for a GPU are right on every device: wide cubes, deep merges, splits over both dimensions, many rows of units.
+#[test]
+fn cuts_for_a_gpu() {
+    let Some(client) = client() else { return };
+    let strategy = Strategy::Gpu;
+    for (outer, channels, inner) in [
+        (2, 300, 49),
+        (5, 2, 3),
+        (64, 9, 56),
+        (3, 5, 1_000),
+        (1, 1, 200_001),
+        (8_192, 24, 1),
+        (301, 7, 1),
+        (40_000, 2, 1),
+        (1_000, 4, 6),
+        (1, 700, 64),
+    ] {
+        for in_place in [false, true] {
+            let case = Case::new(outer, channels, inner);
+            check_train(
+                &client,
+                Case {
+                    strategy,
+                    in_place,
+                    ..case
+                },
+            );
+        }
+        let case = Case {
+            mean: 1e4,
+            activation: Activation::LeakyRelu(0.1),
+            residual: true,
+            ..Case::new(outer, channels, inner)
+        };
+        check_train(&client, Case { strategy, ..case });
+    }
+}

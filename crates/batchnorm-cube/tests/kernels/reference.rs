@@ -1,0 +1,76 @@
+//! The naive oracle: every formula as it is written, in f64.
+
+use batchnorm_cube::{Activation, Layout};
+
+/// The value and the derivative of an activation.
+pub fn act(activation: Activation, v: f64) -> (f64, f64) {
+    let (low, slope, high) = match activation {
+        Activation::None => return (v, 1.0),
+        Activation::Relu => (0.0, 0.0, f64::INFINITY),
+        Activation::LeakyRelu(slope) => (0.0, slope, f64::INFINITY),
+        Activation::Relu6 => (0.0, 0.0, 6.0),
+        Activation::Clamp { min, max } => (min, 0.0, max),
+        other => panic!("no reference for {other:?}"),
+    };
+    match v {
+        _ if v <= low => (low + slope * (v - low), slope),
+        _ if v >= high => (high, 0.0),
+        _ => (v, 1.0),
+    }
+}
+
+/// Per channel `(mean, biased variance)`.
+pub fn moments(layout: Layout, x: &[f64]) -> Vec<(f64, f64)> {
+    let n = layout.samples_per_channel() as f64;
+    let ones = vec![1.0; x.len()];
+    // Around the first value, so that a large mean costs no digit of the f64 either.
+    let around = |centre: &[f64]| -> Vec<f64> {
+        let centred = |i| x[i] - centre[channel(layout, i)];
+        (0..x.len()).map(centred).collect()
+    };
+    let first: Vec<f64> = (0..layout.channels).map(|c| x[c * layout.inner]).collect();
+    let (offsets, _) = sums(layout, &around(&first), &ones);
+    let mean: Vec<f64> = first.iter().zip(offsets).map(|(f, o)| f + o / n).collect();
+    let centred = around(&mean);
+    let (_, m2) = sums(layout, &centred, &centred);
+    mean.into_iter()
+        .zip(m2)
+        .map(|(mean, m2)| (mean, m2 / n))
+        .collect()
+}
+
+/// The channel of an element.
+pub fn channel(layout: Layout, index: usize) -> usize {
+    index / layout.inner % layout.channels
+}
+
+/// The argument of the activation and the centred input.
+pub fn argument(
+    layout: Layout,
+    x: &[f64],
+    mean: &[f64],
+    scale: &[f64],
+    shift: &[f64],
+    residual: &[f64],
+) -> (Vec<f64>, Vec<f64>) {
+    (0..x.len())
+        .map(|i| {
+            let c = channel(layout, i);
+            let centred = x[i] - mean[c];
+            (
+                centred * scale[c] + shift[c] + residual.get(i).unwrap_or(&0.0),
+                centred,
+            )
+        })
+        .unzip()
+}
+
+/// `sum g` and `sum g * factor` of every channel.
+pub fn sums(layout: Layout, g: &[f64], factor: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let mut sums = (vec![0.0; layout.channels], vec![0.0; layout.channels]);
+    for i in 0..g.len() {
+        sums.0[channel(layout, i)] += g[i];
+        sums.1[channel(layout, i)] += g[i] * factor[i];
+    }
+    sums
+}

@@ -7,9 +7,10 @@
 //! | `x`, then `x2`, `x3`, ..                         | the batches, fed in this order             |
 //! | `gamma`, `beta`, `running_mean`, `running_var`   | `[channels]`, optional                     |
 //! | `dy`                                             | shape of `x`, optional: gradient of `y`    |
+//! | `residual`                                       | shape of `x`, optional: added to its output |
 //!
 //! Results: `y`, `y2`, ..; `running_mean`, `running_var`, `num_batches_tracked` as they are after
-//! the last batch; `dx`, `dgamma`, `dbeta` of `sum(y * dy)` where there is a `dy`.
+//! the last batch; `dx`, `dgamma`, `dbeta`, `dresidual` of `sum(y * dy)` where there is a `dy`.
 //!
 //! Parameters that a case does not give take the type of `x`, f32 for a half type.
 
@@ -172,10 +173,8 @@ impl Case {
     }
 
     fn run_rank<const D: usize>(&self) -> Result<Tensors, CaseError> {
-        for name in ["mask", "residual"] {
-            if self.tensors.contains_key(name) {
-                return Err(CaseError::Unsupported(format!("tensor `{name}`")));
-            }
+        if self.tensors.contains_key("mask") {
+            return Err(CaseError::Unsupported("tensor `mask`".into()));
         }
         let device = self.device()?;
         let layer = self.layer(&device)?;
@@ -191,7 +190,14 @@ impl Case {
 
         let mut results = Tensors::new();
         let x = batch("x", &self.tensors["x"])?.require_grad();
-        let y = layer.try_forward(x.clone())?;
+        let residual = match self.tensors.get("residual") {
+            Some(data) => Some(batch("residual", data)?.require_grad()),
+            None => None,
+        };
+        let y = match residual.clone() {
+            Some(residual) => layer.try_forward_residual(x.clone(), residual)?,
+            None => layer.try_forward(x.clone())?,
+        };
         results.insert("y".into(), read(y.clone()));
 
         for index in 2.. {
@@ -212,6 +218,8 @@ impl Case {
                 results.extend(gradient.map(|gradient| (name.to_string(), gradient)));
             };
             insert("dx", x.grad(&gradients).map(read));
+            let residual_grad = residual.and_then(|residual| residual.grad(&gradients));
+            insert("dresidual", residual_grad.map(read));
             insert("dgamma", layer.gamma.grad(&gradients).map(read));
             insert("dbeta", layer.beta.grad(&gradients).map(read));
         }

@@ -264,20 +264,23 @@ fn wgpu_trains_and_evaluates() {
     // Batches of one size: a software adapter spends its time on compiling a kernel for each shape.
     let data = small_data(base.path());
     let data = data.to_str().expect("UTF-8");
-    let flags = [
-        "--device",
-        device,
-        "--data",
-        data,
-        "--epochs",
-        "2",
-        "--validation",
-        "0.5",
-    ];
-    let summary = json(&mut wgpu(
-        base.path(),
-        &[&flags[..], &["--out", "run", "--json"]].concat(),
-    ));
+    let train = |device: &str, out: &str| {
+        let flags = [
+            "--device",
+            device,
+            "--data",
+            data,
+            "--epochs",
+            "2",
+            "--validation",
+            "0.5",
+            "--out",
+            out,
+            "--json",
+        ];
+        json(&mut wgpu(base.path(), &flags))
+    };
+    let summary = train(device, "run");
     assert_eq!(summary["device"], device);
     assert!(number(&summary, "train_accuracy") > 0.3, "{summary}");
     let report = json(&mut wgpu(
@@ -286,20 +289,7 @@ fn wgpu_trains_and_evaluates() {
     ));
     assert!((number(&report, "test_loss") - number(&summary, "test_loss")).abs() < 1e-6);
     // The same run on the CPU: equal weights at the start and equal batches end close.
-    let flags = [
-        "--device",
-        "flex",
-        "--data",
-        data,
-        "--epochs",
-        "2",
-        "--validation",
-        "0.5",
-    ];
-    let flex = json(&mut wgpu(
-        base.path(),
-        &[&flags[..], &["--out", "flex", "--json"]].concat(),
-    ));
+    let flex = train("flex", "flex");
     let difference = number(&flex, "train_loss") - number(&summary, "train_loss");
     assert!(
         difference.abs() < 1e-3,

@@ -2,7 +2,9 @@
 
 mod common;
 mod drop_in;
+mod epilogue;
 mod goldens;
+mod memory;
 mod options;
 mod parity;
 mod refusals;

@@ -202,12 +202,13 @@ fn a_layer_tells_the_configuration_that_makes_it() {
     );
 }
 
+/// That it is true is shown by what a step holds ([`crate::memory`]) and by CubeCL's log
+/// ([`crate::runner`]).
 #[test]
-fn the_cpu_devices_run_fused_kernels() {
+fn every_device_of_the_build_runs_fused_kernels() {
     for (name, device) in devices::all() {
-        let fused = name != "wgpu";
-        assert_eq!(functional::is_fused(&device), fused, "{name}");
-        assert_eq!(functional::is_fused(&device.autodiff()), fused, "{name}");
+        assert!(functional::is_fused(&device), "{name}");
+        assert!(functional::is_fused(&device.autodiff()), "{name}");
     }
 }
 

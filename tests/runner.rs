@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use batchnorm_tests::case::{Tensors, parse_tensors, serialize};
+use batchnorm_tests::devices;
 use burn::tensor::{Shape, TensorData};
 
 fn write_case(path: &Path, settings: &str, x: TensorData) {
@@ -15,14 +16,17 @@ fn write_case(path: &Path, settings: &str, x: TensorData) {
     std::fs::write(path, serialize(&tensors, Some(metadata)).unwrap()).unwrap();
 }
 
+fn runner(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_case-runner"));
+    command.args([
+        folder.join("in.safetensors"),
+        folder.join("out.safetensors"),
+    ]);
+    command
+}
+
 fn run(folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_case-runner"))
-        .args([
-            folder.join("in.safetensors"),
-            folder.join("out.safetensors"),
-        ])
-        .output()
-        .expect("case-runner")
+    runner(folder).output().expect("case-runner")
 }
 
 fn batch() -> TensorData {
@@ -58,6 +62,51 @@ fn a_case_is_run_and_its_results_are_written() {
     assert_eq!(count.shape().to_vec(), Vec::<usize>::new());
     let mean: Vec<f32> = results["running_mean"].iter().collect();
     assert_eq!(mean, [0.2, 2.0]);
+}
+
+#[test]
+fn a_residual_is_added_before_the_activation() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.safetensors");
+    let vector = |values: [f32; 4]| TensorData::new(values.to_vec(), Shape::new([2, 2]));
+    let tensors = Tensors::from([
+        ("x".to_string(), vector([1.0, 2.0, 3.0, 6.0])),
+        ("dy".to_string(), vector([1.0, 2.0, 3.0, 4.0])),
+        ("residual".to_string(), vector([5.0, 0.5, -3.0, 0.25])),
+    ]);
+    let settings = r#"{"config": {"num_features": 2, "activation": "Relu"}, "training": true}"#;
+    let metadata = HashMap::from([("case".to_string(), settings.to_string())]);
+    std::fs::write(&input, serialize(&tensors, Some(metadata)).unwrap()).unwrap();
+    let output = run(folder.path());
+    assert!(output.status.success(), "{output:?}");
+
+    let bytes = std::fs::read(folder.path().join("out.safetensors")).unwrap();
+    let results = parse_tensors(&bytes).unwrap();
+    let values = |name: &str| results[name].iter::<f32>().collect::<Vec<_>>();
+    // Normalized: -1, -1, 1, 1.
+    for (got, expected) in values("y").iter().zip([4.0, 0.0, 0.0, 1.25]) {
+        assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+    }
+    assert_eq!(values("dresidual"), [1.0, 0.0, 0.0, 4.0]);
+}
+
+/// CubeCL's own log says which kernels ran.
+#[test]
+fn wgpu_runs_the_fused_kernels() {
+    if devices::by_name("wgpu").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = r#"{"config": {"num_features": 2}, "training": true, "device": "wgpu"}"#;
+    write_case(&folder.path().join("in.safetensors"), settings, batch());
+    let log = folder.path().join("log");
+    let mut command = runner(folder.path());
+    let output = command.env("CUBECL_DEBUG_LOG", &log).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let log = std::fs::read_to_string(log).unwrap();
+    for kernel in ["TrainWhole", "SumsWhole"] {
+        assert!(log.contains(kernel), "no {kernel} in:\n{log}");
+    }
 }
 
 #[test]

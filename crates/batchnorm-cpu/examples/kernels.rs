@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use batchnorm_cpu::{
-    Affine, BatchStatistics, Element, Epilogue, Gradients, Layout, Saved, Stream, train_backward,
-    train_forward,
+    Affine, BatchStatistics, Element, Epilogue, Gradients, Layout, Saved, Statistics, Stream,
+    backward, train_forward,
 };
 use half::bf16;
 use rayon::prelude::*;
@@ -105,13 +105,14 @@ fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
                 mean: &mean,
                 mean_low: None,
                 inv_std: &inv_std,
+                statistics: Statistics::OfBatch,
             };
             let out = Gradients {
                 residual: None,
                 gamma: Some(&mut dgamma),
                 beta: Some(&mut dbeta),
             };
-            train_backward(
+            backward(
                 layout,
                 &x,
                 Stream::new(&dy, &mut dx),

@@ -40,7 +40,16 @@ use crate::simd::tail::{Activated, Plain, Residual, Tail};
 use crate::stream::{Epilogue, Output, Stream};
 use crate::{Accum, Activation, Element, Error, Layout};
 
-/// The channel vectors that the backward pass of a layer knows, `[channels]` each.
+/// Whether the statistics that the forward pass used depend on its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// They are those of its input.
+    OfBatch,
+    /// They are given, as in inference.
+    Constant,
+}
+
+/// What the backward pass of a layer knows of its forward pass; the vectors are `[channels]` each.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved<'a, A> {
     /// The factor of the normalized value.
@@ -53,9 +62,11 @@ pub struct Saved<'a, A> {
     pub mean_low: Option<&'a [A]>,
     /// The reciprocal standard deviation that it multiplied with.
     pub inv_std: &'a [A],
+    /// Where the mean and the deviation came from.
+    pub statistics: Statistics,
 }
 
-impl<A> Saved<'_, A> {
+impl<'a, A> Saved<'a, A> {
     fn check(&self, layout: &Layout) -> Result<(), Error> {
         layout.expect_channels("gamma", self.gamma.len())?;
         layout.expect_channels("beta", self.beta.len())?;
@@ -69,21 +80,17 @@ impl<A> Saved<'_, A> {
         let [(gamma, g), (beta, b), (mean, m), (inv_std, i)] =
             [self.gamma, self.beta, self.mean, self.inv_std].map(|v| v.split_at(at));
         let (mean_low, low) = self.mean_low.map(|v| v.split_at(at)).unzip();
+        let part = |[gamma, beta, mean, inv_std]: [&'a [A]; 4], mean_low| Self {
+            gamma,
+            beta,
+            mean,
+            mean_low,
+            inv_std,
+            ..self
+        };
         (
-            Self {
-                gamma,
-                beta,
-                mean,
-                mean_low,
-                inv_std,
-            },
-            Self {
-                gamma: g,
-                beta: b,
-                mean: m,
-                mean_low: low,
-                inv_std: i,
-            },
+            part([gamma, beta, mean, inv_std], mean_low),
+            part([g, b, m, i], low),
         )
     }
 }
@@ -108,66 +115,23 @@ impl<E: Element> Default for Gradients<'_, E> {
     }
 }
 
-/// Whether the statistics that the forward pass used depend on its input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistics {
-    OfBatch,
-    Constant,
-}
-
-/// The backward pass of [`train_forward`](crate::train_forward): gradients of the input (`stream`, dy to dx), gamma, beta and residual.
+/// The backward pass: gradients of the input (`stream`, dy to dx), gamma, beta and residual.
 ///
-/// The gradient's buffer may be overwritten with dx ([`Stream::in_place`]), which saves the memory and the page faults of a fresh one.
+/// [`Saved::statistics`] says whether it is that of [`train_forward`](crate::train_forward) or of [`normalize`](crate::normalize), whose
+/// statistics are constants: `dx = gamma * inv_std * g`. The gradient's buffer may be overwritten with dx ([`Stream::in_place`]), which saves
+/// the memory and the page faults of a fresh one.
 ///
 /// # Errors
 ///
 /// [`Error::Length`] for slices that do not have `layout.elements()` or `layout.channels()` values; [`Error::Value`] for senseless parameters of
 /// the activation, and for a residual gradient without a residual.
-pub fn train_backward<E: Element>(
+pub fn backward<E: Element>(
     layout: Layout,
     x: &[E],
     stream: Stream<'_, E>,
     saved: Saved<'_, E::Accum>,
     epilogue: Epilogue<'_, E>,
     out: Gradients<'_, E>,
-) -> Result<(), Error> {
-    backward(layout, x, stream, saved, epilogue, out, Statistics::OfBatch)
-}
-
-/// The backward pass of an inference forward, whose mean and variance are constants: `dx = gamma * inv_std * g`.
-///
-/// `saved.inv_std` is `1 / sqrt(running_var + epsilon)`. For the errors see [`train_backward`].
-///
-/// # Errors
-///
-/// As for [`train_backward`].
-pub fn inference_backward<E: Element>(
-    layout: Layout,
-    x: &[E],
-    stream: Stream<'_, E>,
-    saved: Saved<'_, E::Accum>,
-    epilogue: Epilogue<'_, E>,
-    out: Gradients<'_, E>,
-) -> Result<(), Error> {
-    backward(
-        layout,
-        x,
-        stream,
-        saved,
-        epilogue,
-        out,
-        Statistics::Constant,
-    )
-}
-
-fn backward<E: Element>(
-    layout: Layout,
-    x: &[E],
-    stream: Stream<'_, E>,
-    saved: Saved<'_, E::Accum>,
-    epilogue: Epilogue<'_, E>,
-    out: Gradients<'_, E>,
-    statistics: Statistics,
 ) -> Result<(), Error> {
     saved.check(&layout)?;
     let Gradients {
@@ -186,7 +150,6 @@ fn backward<E: Element>(
         fused(
             Backward {
                 saved,
-                statistics,
                 gamma,
                 beta,
                 _tail: PhantomData,
@@ -201,7 +164,6 @@ fn backward<E: Element>(
 
 struct Backward<'a, E: Element, T> {
     saved: Saved<'a, E::Accum>,
-    statistics: Statistics,
     gamma: Option<&'a mut [E::Accum]>,
     beta: Option<&'a mut [E::Accum]>,
     _tail: PhantomData<fn() -> T>,
@@ -215,7 +177,6 @@ impl<E: Element, T: Tail<E>> Fused<E, 6> for Backward<'_, E, T> {
     fn split(self, at: usize) -> (Self, Self) {
         let Self {
             saved,
-            statistics,
             gamma,
             beta,
             _tail,
@@ -224,7 +185,6 @@ impl<E: Element, T: Tail<E>> Fused<E, 6> for Backward<'_, E, T> {
         let [gamma, beta] = [gamma, beta].map(|v| v.map(|v| v.split_at_mut(at)).unzip());
         let part = |saved, gamma, beta| Self {
             saved,
-            statistics,
             gamma,
             beta,
             _tail,
@@ -239,6 +199,7 @@ impl<E: Element, T: Tail<E>> Fused<E, 6> for Backward<'_, E, T> {
             mean: saved_mean,
             mean_low,
             inv_std,
+            ..
         } = self.saved;
         mean.copy_from_slice(&saved_mean[range.clone()]);
         shift.copy_from_slice(&beta[range.clone()]);
@@ -284,7 +245,7 @@ impl<E: Element, T: Tail<E>> Fused<E, 6> for Backward<'_, E, T> {
                 .for_each(|(out, &sum)| *out = E::Accum::from_f64(sum));
         }
         a.copy_from_slice(scale);
-        let factor = match self.statistics {
+        let factor = match self.saved.statistics {
             Statistics::OfBatch => -1.0 / n.max(1.0),
             Statistics::Constant => 0.0,
         };

@@ -22,9 +22,8 @@
 //! | function | computes |
 //! |---|---|
 //! | [`train_forward`] | statistics of the batch, and `y = act((x - mean) * inv_std * gamma + beta + residual)` |
-//! | [`train_backward`] | the gradients of x, gamma, beta and the residual |
 //! | [`normalize`] | the output with given statistics: inference |
-//! | [`inference_backward`] | its gradients |
+//! | [`backward`] | the gradients of x, gamma, beta and the residual, of either |
 //! | [`moments`], [`backward_sums`], [`input_grad`] | with [`normalize`], the parts of the above, for statistics that are masked, merged or blended |
 //! | [`RunningUpdate`] | running statistics |
 //!
@@ -50,10 +49,17 @@
 //!
 //! // The gradient is overwritten with that of the input.
 //! let mut gradient = [0.5, -1.0, 2.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0];
-//! let saved = Saved { gamma: &gamma, beta: &beta, mean: &mean, mean_low: None, inv_std: &inv_std };
+//! let saved = Saved {
+//!     gamma: &gamma,
+//!     beta: &beta,
+//!     mean: &mean,
+//!     mean_low: None,
+//!     inv_std: &inv_std,
+//!     statistics: Statistics::OfBatch,
+//! };
 //! let mut dbeta = [0.0; 3];
 //! let out = Gradients { beta: Some(&mut dbeta), ..Gradients::default() };
-//! train_backward(layout, &x, Stream::in_place(&mut gradient), saved, Epilogue::default(), out)?;
+//! backward(layout, &x, Stream::in_place(&mut gradient), saved, Epilogue::default(), out)?;
 //! assert_eq!(dbeta, [-0.5, 4.0, 1.0]);
 //! # Ok::<(), Error>(())
 //! ```
@@ -92,7 +98,7 @@ mod stream;
 mod sweep;
 
 pub use activation::Activation;
-pub use backward::{Gradients, Saved, inference_backward, train_backward};
+pub use backward::{Gradients, Saved, Statistics, backward};
 pub use element::{Accum, Element};
 pub use error::Error;
 pub use forward::{Affine, BatchStatistics, train_forward};

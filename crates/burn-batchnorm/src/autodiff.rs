@@ -1,9 +1,10 @@
-//! Training and normalization as one autodiff node each.
+//! Batch normalization as one autodiff node, with the statistics of the batch or with given ones.
 //!
 //! A node keeps its input and the `[channels]` vectors of its forward pass: no output, nothing of the
-//! input's size that the graph does not hold anyway. Gradients that nobody asked for are not
-//! computed. Both nodes are compute-bound: under gradient checkpointing they are not run again, so
-//! a running statistic counts a batch once.
+//! input's size that the graph does not hold anyway. A residual is kept only where an activation
+//! follows, whose argument the backward pass recomputes. Gradients that nobody asked for are not
+//! computed. The node is compute-bound: under gradient checkpointing it is not run again, so a
+//! running statistic counts a batch once.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
@@ -13,79 +14,99 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use crate::extension::{BatchNormOps, TrainParams, Wanted};
-use crate::view::View;
+use crate::Activation;
+use crate::extension::{BatchNormOps, Pass, Statistics, TrainParams, Wanted};
 
 #[derive(Debug)]
-struct Train;
+struct BatchNorm;
 
-impl<B: Backend + BatchNormOps> Backward<B, 3> for Train {
-    /// Input, gamma, what the forward pass saved of its statistics.
-    type State = (NodeId, NodeId, FloatTensor<B>, View);
+/// What a node keeps.
+#[derive(Debug, Clone)]
+struct State<B: Backend> {
+    x: NodeId,
+    /// If the backward pass reads it.
+    residual: Option<NodeId>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+    saved: FloatTensor<B>,
+    statistics: Statistics,
+    pass: Pass,
+}
+
+impl<B: Backend + BatchNormOps> Backward<B, 4> for BatchNorm {
+    type State = State<B>;
 
     fn backward(
         self,
-        ops: Ops<Self::State, 3>,
+        ops: Ops<Self::State, 4>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (x, gamma, saved, view) = ops.state;
-        let x = checkpointer.retrieve_node_output(x);
-        let gamma = checkpointer.retrieve_node_output(gamma);
+        let output_grad = grads.consume::<B>(&ops.node);
+        let state = ops.state;
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
-        let wanted = wanted(&parents);
-        let computed = B::train_backward(x, grad, gamma, saved, view, wanted);
-        register::<B>(grads, parents, computed);
+        let [input, scale, shift, residual] = parents.each_ref().map(Option::is_some);
+        let (dx, dscale, dshift, dresidual) = B::backward(
+            checkpointer.retrieve_node_output(state.x),
+            output_grad,
+            state.scale,
+            state.shift.clone(),
+            match state.residual {
+                Some(residual) => checkpointer.retrieve_node_output(residual),
+                None => state.shift,
+            },
+            state.saved,
+            state.statistics,
+            state.pass,
+            Wanted {
+                input,
+                scale,
+                shift,
+                residual,
+            },
+        );
+        for (parent, grad) in parents.into_iter().zip([dx, dscale, dshift, dresidual]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent, grad);
+            }
+        }
     }
 }
 
-#[derive(Debug)]
-struct Normalize;
+/// What a forward pass reads: x, scale or gamma, shift or beta, residual.
+type Inputs<B> = [FloatTensor<B>; 4];
 
-impl<B: Backend + BatchNormOps> Backward<B, 3> for Normalize {
-    /// Input, scale, mean.
-    type State = (NodeId, NodeId, FloatTensor<B>, View);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (x, scale, mean, view) = ops.state;
-        let x = checkpointer.retrieve_node_output(x);
-        let scale = checkpointer.retrieve_node_output(scale);
-        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
-        let wanted = wanted(&parents);
-        let computed = B::normalize_backward(x, grad, mean, scale, view, wanted);
-        register::<B>(grads, parents, computed);
-    }
-}
-
-fn wanted(parents: &[Option<NodeId>; 3]) -> Wanted {
-    let [input, scale, shift] = parents.each_ref().map(Option::is_some);
-    Wanted {
-        input,
-        scale,
-        shift,
-    }
-}
-
-fn register<B: Backend>(
-    grads: &mut Gradients,
-    [input, scale, shift]: [Option<NodeId>; 3],
-    computed: (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>),
-) {
-    let (input_grad, scale_grad, shift_grad) = computed;
-    for (parent, grad) in [
-        (input, input_grad),
-        (scale, scale_grad),
-        (shift, shift_grad),
-    ] {
-        if let Some(parent) = parent {
-            grads.register::<B>(parent, grad);
+/// Runs `forward`, which returns the output and what the backward pass needs of the statistics, as one
+/// node.
+fn node<B: Backend + BatchNormOps, C: CheckpointStrategy>(
+    inputs: Inputs<Autodiff<B, C>>,
+    statistics: Statistics,
+    pass: Pass,
+    forward: impl FnOnce(Inputs<B>) -> (FloatTensor<B>, FloatTensor<B>),
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = inputs.each_ref().map(|input| input.node());
+    match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let [x, .., residual] = &inputs;
+            let x = prep.checkpoint(x);
+            let reads_residual = pass.residual && pass.activation != Activation::None;
+            let residual = reads_residual.then(|| prep.checkpoint(residual));
+            let inputs = inputs.map(|input| input.into_primitive());
+            let [scale, shift] = [inputs[1].clone(), inputs[2].clone()];
+            let (y, saved) = forward(inputs);
+            let state = State {
+                x,
+                residual,
+                scale,
+                shift,
+                saved,
+                statistics,
+                pass,
+            };
+            prep.finish(state, y)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(forward(inputs.map(|input| input.into_primitive())).0)
         }
     }
 }
@@ -95,8 +116,10 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
         running_mean: FloatTensor<Self>,
         running_var: FloatTensor<Self>,
+        pass: Pass,
         params: TrainParams,
     ) -> (
         FloatTensor<Self>,
@@ -106,90 +129,68 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        let detached = |tensor| <Self as AutodiffBackend>::from_inner(tensor);
-        let run = |x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>| {
-            B::train(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                running_mean.into_primitive(),
-                running_var.into_primitive(),
-                params,
-            )
-        };
-        let nodes = [x.node(), gamma.node(), beta.node()];
-        let (y, mean, variance, saved, running_mean, running_var) =
-            match Train.prepare::<C>(nodes).compute_bound().stateful() {
-                OpsKind::Tracked(mut prep) => {
-                    let kept = (prep.checkpoint(&x), prep.checkpoint(&gamma));
-                    let (y, mean, variance, saved, new_mean, new_var) = run(x, gamma, beta);
-                    let state = (kept.0, kept.1, saved.clone(), params.view);
-                    let y = prep.finish(state, y);
-                    (y, mean, variance, saved, new_mean, new_var)
-                }
-                OpsKind::UnTracked(prep) => {
-                    let (y, mean, variance, saved, new_mean, new_var) = run(x, gamma, beta);
-                    (prep.finish(y), mean, variance, saved, new_mean, new_var)
-                }
-            };
-        (
-            y,
-            detached(mean),
-            detached(variance),
-            detached(saved),
-            detached(running_mean),
-            detached(running_var),
-        )
-    }
-
-    fn train_backward(
-        _x: FloatTensor<Self>,
-        _output_grad: FloatTensor<Self>,
-        _gamma: FloatTensor<Self>,
-        _saved: FloatTensor<Self>,
-        _view: View,
-        _wanted: Wanted,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        panic!("batch norm cannot be differentiated twice")
+        let mut statistics = None;
+        let y = node::<B, C>(
+            [x, gamma, beta, residual],
+            Statistics::Batch,
+            pass,
+            |[x, gamma, beta, residual]| {
+                let (y, mean, variance, saved, running_mean, running_var) = B::train(
+                    x,
+                    gamma,
+                    beta,
+                    residual,
+                    running_mean.into_primitive(),
+                    running_var.into_primitive(),
+                    pass,
+                    params,
+                );
+                statistics = Some([mean, variance, saved.clone(), running_mean, running_var]);
+                (y, saved)
+            },
+        );
+        let [mean, variance, saved, running_mean, running_var] = statistics
+            .expect("the node runs its forward pass")
+            .map(<Self as AutodiffBackend>::from_inner);
+        (y, mean, variance, saved, running_mean, running_var)
     }
 
     fn normalize(
         x: FloatTensor<Self>,
-        mean: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
-        view: View,
+        residual: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        pass: Pass,
     ) -> FloatTensor<Self> {
         let mean = mean.into_primitive();
-        let nodes = [x.node(), scale.node(), shift.node()];
-        match Normalize.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (
-                    prep.checkpoint(&x),
-                    prep.checkpoint(&scale),
-                    mean.clone(),
-                    view,
-                );
-                let (x, scale) = (x.into_primitive(), scale.into_primitive());
-                let y = B::normalize(x, mean, scale, shift.into_primitive(), view);
-                prep.finish(state, y)
-            }
-            OpsKind::UnTracked(prep) => {
-                let (x, scale) = (x.into_primitive(), scale.into_primitive());
-                let y = B::normalize(x, mean, scale, shift.into_primitive(), view);
-                prep.finish(y)
-            }
-        }
+        node::<B, C>(
+            [x, scale, shift, residual],
+            Statistics::Given,
+            pass,
+            |[x, scale, shift, residual]| {
+                let y = B::normalize(x, scale, shift, residual, mean.clone(), pass);
+                (y, mean)
+            },
+        )
     }
 
-    fn normalize_backward(
+    fn backward(
         _x: FloatTensor<Self>,
         _output_grad: FloatTensor<Self>,
-        _mean: FloatTensor<Self>,
         _scale: FloatTensor<Self>,
-        _view: View,
+        _shift: FloatTensor<Self>,
+        _residual: FloatTensor<Self>,
+        _saved: FloatTensor<Self>,
+        _statistics: Statistics,
+        _pass: Pass,
         _wanted: Wanted,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
         panic!("batch norm cannot be differentiated twice")
     }
 }

@@ -1,7 +1,7 @@
 use burn::config::{Config, config_to_json};
 use serde::{Deserialize, Serialize};
 
-use crate::BatchNormError;
+use crate::{Activation, BatchNormError};
 
 /// How a new batch enters the running statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -88,6 +88,10 @@ pub struct BatchNormConfig {
     /// Axis of the channels; negative counts from the end (-1: channels last). Default: 1
     #[serde(default = "default_channel_axis")]
     pub channel_axis: isize,
+    /// What follows the normalization, fused with it: `relu(bn(x))` in one pass over memory, and one
+    /// tensor less kept for the backward pass. Default: [`Activation::None`]
+    #[serde(default)]
+    pub activation: Activation,
     /// Policy for one value per channel. Default: [`SingleValue::Error`]
     #[serde(default)]
     pub single_value: SingleValue,
@@ -122,6 +126,7 @@ impl BatchNormConfig {
             shift: true,
             running_stats: true,
             channel_axis: default_channel_axis(),
+            activation: Activation::None,
             single_value: SingleValue::Error,
         }
     }
@@ -212,6 +217,12 @@ impl BatchNormConfig {
         self
     }
 
+    /// Sets the [`activation`](Self::activation) that follows.
+    pub fn with_activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
     /// Sets the [`single_value`](Self::single_value) policy.
     pub fn with_single_value(mut self, single_value: SingleValue) -> Self {
         self.single_value = single_value;
@@ -223,6 +234,7 @@ impl BatchNormConfig {
         if self.num_features == 0 {
             return Err(BatchNormError::NumFeatures);
         }
+        self.activation.validate()?;
         validate_hyperparameters(self.epsilon, self.momentum)
     }
 }

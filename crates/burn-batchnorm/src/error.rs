@@ -1,6 +1,8 @@
 use burn::tensor::DType;
 use thiserror::Error;
 
+use crate::Activation;
+
 /// Why a [`BatchNorm`](crate::BatchNorm) layer refuses its configuration or its input.
 ///
 /// `try_init` and `try_forward` return it; `init` and `forward` panic with the same sentence. Every
@@ -27,6 +29,29 @@ pub enum BatchNormError {
     Momentum {
         /// The value found.
         momentum: f64,
+    },
+    /// The activation has no meaning with its numbers.
+    #[error(
+        "activation expects a finite slope and bounds in order (min <= max), got {activation:?}."
+    )]
+    Activation {
+        /// The configured one.
+        activation: Activation,
+    },
+    /// The residual cannot be added to the output.
+    #[error(
+        "batch norm expects a residual of the input's shape {expected:?} and type {dtype:?}, got \
+         {got:?} of {got_dtype:?}: reshape, expand or cast it."
+    )]
+    Residual {
+        /// Shape of the input.
+        expected: Vec<usize>,
+        /// Type of the input.
+        dtype: DType,
+        /// Shape of the residual.
+        got: Vec<usize>,
+        /// Type of the residual.
+        got_dtype: DType,
     },
     /// The input has no axis besides the channels.
     #[error(
@@ -109,6 +134,8 @@ impl BatchNormError {
             Self::NumFeatures => "NumFeatures",
             Self::Epsilon { .. } => "Epsilon",
             Self::Momentum { .. } => "Momentum",
+            Self::Activation { .. } => "Activation",
+            Self::Residual { .. } => "Residual",
             Self::Rank { .. } => "Rank",
             Self::ChannelAxis { .. } => "ChannelAxis",
             Self::Channels { .. } => "Channels",

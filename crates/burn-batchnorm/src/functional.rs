@@ -23,9 +23,12 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-#[cfg(feature = "cpu")]
-use burn::backend::{Dispatch, DispatchDevice};
+#[cfg(any(feature = "cpu", feature = "cube"))]
+use burn::backend::{Dispatch, DispatchDevice, tensor::FloatTensor};
 
+use crate::Activation;
+#[cfg(any(feature = "cpu", feature = "cube"))]
+use crate::extension::Pass;
 use crate::view::View;
 
 /// Whether this crate has a fused kernel for the device: a matter of the crate's features. Where it
@@ -34,12 +37,14 @@ pub fn is_fused(device: &Device) -> bool {
     if device.is_autodiff() && cfg!(not(feature = "autodiff")) {
         return false;
     }
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cube"))]
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => return true,
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => return true,
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => return true,
         #[allow(
             unreachable_patterns,
             reason = "which devices exist is up to Burn's features"
@@ -84,7 +89,59 @@ pub fn batch_norm_train<const D: usize>(
     epsilon: f64,
     channel_axis: usize,
 ) -> BatchNormTrain<D> {
-    train(input, gamma, beta, epsilon, channel_axis, None).0
+    let training = Training {
+        gamma,
+        beta,
+        epsilon,
+        channel_axis,
+        epilogue: Epilogue::default(),
+        running: None,
+    };
+    train(input, training).0
+}
+
+/// What a training pass needs besides its input.
+#[derive(Debug, Clone)]
+pub(crate) struct Training<const D: usize> {
+    /// Shape `[channels]`.
+    pub(crate) gamma: Tensor<1>,
+    /// Shape `[channels]`.
+    pub(crate) beta: Tensor<1>,
+    pub(crate) epsilon: f64,
+    /// Counted from the front.
+    pub(crate) channel_axis: usize,
+    pub(crate) epilogue: Epilogue<D>,
+    pub(crate) running: Option<Running>,
+}
+
+/// What follows the normalization: `activation(normalized + residual)`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Epilogue<const D: usize> {
+    pub(crate) activation: Activation,
+    /// Shape and type of the input.
+    pub(crate) residual: Option<Tensor<D>>,
+}
+
+impl<const D: usize> Epilogue<D> {
+    /// With Burn's operations.
+    fn apply(self, normalized: Tensor<D>) -> Tensor<D> {
+        self.activation.apply(match self.residual {
+            Some(residual) => normalized + residual,
+            None => normalized,
+        })
+    }
+
+    /// For the kernels: the residual, or `unread` where there is none.
+    #[cfg(any(feature = "cpu", feature = "cube"))]
+    fn into_pass(self, view: View, unread: Tensor<1>) -> (FloatTensor<Dispatch>, Pass) {
+        let pass = Pass {
+            view,
+            activation: self.activation,
+            residual: self.residual.is_some(),
+        };
+        let residual = self.residual.map(Tensor::into_dispatch);
+        (residual.unwrap_or_else(|| unread.into_dispatch()), pass)
+    }
 }
 
 /// The running statistics that a batch is blended into, and how:
@@ -99,80 +156,71 @@ pub(crate) struct Running {
     pub(crate) correction: f64,
 }
 
-/// [`batch_norm_train`], and the new running mean and variance where there are old ones.
-pub(crate) fn train<const D: usize>(
-    input: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    epsilon: f64,
-    channel_axis: usize,
-    running: Option<Running>,
-) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
-    #[cfg(feature = "cpu")]
-    if is_fused(&input.device()) {
-        return train_fused(input, gamma, beta, epsilon, channel_axis, running);
-    }
-    let result = train_composed(input, gamma, beta, epsilon, channel_axis);
-    let running = running.map(|running| {
-        let Running {
-            mean,
-            var,
-            factor,
-            correction,
-        } = running;
+impl Running {
+    /// The new running mean and variance.
+    fn blend<const D: usize>(self, batch: &BatchNormTrain<D>) -> (Tensor<1>, Tensor<1>) {
+        let (mean, variance) = (batch.mean.clone(), batch.variance.clone());
         (
-            blend(mean, result.mean.clone(), factor, 1.0),
-            blend(var, result.variance.clone(), factor, correction),
+            blend(self.mean, mean, self.factor, 1.0),
+            blend(self.var, variance, self.factor, self.correction),
         )
-    });
-    (result, running)
+    }
 }
 
-#[cfg(feature = "cpu")]
+/// [`batch_norm_train`] and what follows it, and the new running mean and variance where there are
+/// old ones.
+pub(crate) fn train<const D: usize>(
+    input: Tensor<D>,
+    training: Training<D>,
+) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
+    #[cfg(any(feature = "cpu", feature = "cube"))]
+    if is_fused(&input.device()) {
+        return train_fused(input, training);
+    }
+    train_composed(input, training)
+}
+
+#[cfg(any(feature = "cpu", feature = "cube"))]
 fn train_fused<const D: usize>(
     input: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    epsilon: f64,
-    channel_axis: usize,
-    running: Option<Running>,
+    training: Training<D>,
 ) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
     use crate::extension::{BatchNormOps, TrainParams};
 
     let dtype = compute_dtype(input.dtype());
     let per_channel = |tensor: Tensor<1>| cast(tensor, dtype).into_dispatch();
     // The kernel blends in the type that it computes in; statistics of another type are blended here.
-    let (inside, outside) = match running {
+    let (inside, outside) = match training.running {
         Some(running) if running.mean.dtype() == dtype && running.var.dtype() == dtype => {
             (Some(running), None)
         }
         running => (None, running),
     };
-    let (mean, var, factor, correction) = match inside.clone() {
-        Some(running) => (
-            running.mean,
-            running.var,
-            running.factor,
-            running.correction,
-        ),
-        None => {
-            let unused = gamma.clone().without_autodiff();
-            (unused.clone(), unused, 0.0, 1.0)
+    let blended = inside.is_some();
+    let running = inside.unwrap_or_else(|| {
+        let unused = training.gamma.clone().without_autodiff();
+        Running {
+            mean: unused.clone(),
+            var: unused,
+            factor: 0.0,
+            correction: 1.0,
         }
-    };
-    let params = TrainParams {
-        view: View::new(&input.shape(), channel_axis),
-        epsilon,
-        factor,
-        correction,
-    };
+    });
+    let view = View::new(&input.shape(), training.channel_axis);
+    let (residual, pass) = training.epilogue.into_pass(view, running.mean.clone());
     let (output, mean, variance, _, new_mean, new_var) = Dispatch::train(
         input.into_dispatch(),
-        per_channel(gamma),
-        per_channel(beta),
-        per_channel(mean),
-        per_channel(var),
-        params,
+        per_channel(training.gamma),
+        per_channel(training.beta),
+        residual,
+        per_channel(running.mean),
+        per_channel(running.var),
+        pass,
+        TrainParams {
+            epsilon: training.epsilon,
+            factor: running.factor,
+            correction: running.correction,
+        },
     );
     let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
     let result = BatchNormTrain {
@@ -180,46 +228,37 @@ fn train_fused<const D: usize>(
         mean: statistic(mean),
         variance: statistic(variance),
     };
-    let running = match (inside, outside) {
-        (Some(_), _) => Some((statistic(new_mean), statistic(new_var))),
-        (None, Some(running)) => Some((
-            blend(running.mean, result.mean.clone(), running.factor, 1.0),
-            blend(
-                running.var,
-                result.variance.clone(),
-                running.factor,
-                running.correction,
-            ),
-        )),
-        (None, None) => None,
+    let running = match blended {
+        true => Some((statistic(new_mean), statistic(new_var))),
+        false => outside.map(|running| running.blend(&result)),
     };
     (result, running)
 }
 
 fn train_composed<const D: usize>(
     input: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    epsilon: f64,
-    channel_axis: usize,
-) -> BatchNormTrain<D> {
+    training: Training<D>,
+) -> (BatchNormTrain<D>, Option<(Tensor<1>, Tensor<1>)>) {
     let (shape, dtype) = (input.shape(), input.dtype());
-    let x = widen(channels_in_the_middle(input, channel_axis));
+    let x = widen(channels_in_the_middle(input, training.channel_axis));
     let first = x.clone().detach().slice_dim(0, 0..1).slice_dim(2, 0..1);
 
     let result = burn::tensor::module::batch_norm_train(
         x - first.clone(),
-        widen(gamma),
-        widen(beta),
-        epsilon,
+        widen(training.gamma),
+        widen(training.beta),
+        training.epsilon,
     );
 
-    let channels = shape[channel_axis];
-    BatchNormTrain {
-        output: cast(result.output, dtype).reshape(shape),
+    let channels = shape[training.channel_axis];
+    let output = cast(result.output, dtype).reshape(shape);
+    let result = BatchNormTrain {
+        output: training.epilogue.apply(output),
         mean: (result.mean + first.reshape([channels])).without_autodiff(),
         variance: result.variance.without_autodiff(),
-    }
+    };
+    let running = training.running.map(|running| running.blend(&result));
+    (result, running)
 }
 
 /// `(1 - factor) * running + factor * correction * batch`, in the type of the running statistic.
@@ -255,20 +294,36 @@ pub fn normalize<const D: usize>(
     shift: Tensor<1>,
     channel_axis: usize,
 ) -> Tensor<D> {
+    let epilogue = Epilogue::default();
+    normalize_then(input, mean, scale, shift, channel_axis, epilogue)
+}
+
+/// [`normalize`] and what follows it.
+pub(crate) fn normalize_then<const D: usize>(
+    input: Tensor<D>,
+    mean: Tensor<1>,
+    scale: Tensor<1>,
+    shift: Tensor<1>,
+    channel_axis: usize,
+    epilogue: Epilogue<D>,
+) -> Tensor<D> {
     let (shape, dtype) = (input.shape(), input.dtype());
     let mean = mean.without_autodiff();
 
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cube"))]
     if is_fused(&input.device()) {
         use crate::extension::BatchNormOps;
 
         let per_channel = |tensor: Tensor<1>| cast(tensor, compute_dtype(dtype)).into_dispatch();
+        let view = View::new(&shape, channel_axis);
+        let (residual, pass) = epilogue.into_pass(view, mean.clone());
         return Tensor::from_dispatch(Dispatch::normalize(
             input.into_dispatch(),
-            per_channel(mean),
             per_channel(scale),
             per_channel(shift),
-            View::new(&shape, channel_axis),
+            residual,
+            per_channel(mean),
+            pass,
         ));
     }
 
@@ -277,7 +332,7 @@ pub fn normalize<const D: usize>(
     let per_channel = |tensor: Tensor<1>| cast(tensor, x.dtype()).reshape([1, channels, 1]);
     let (mean, scale, shift) = (per_channel(mean), per_channel(scale), per_channel(shift));
 
-    cast((x - mean) * scale + shift, dtype).reshape(shape)
+    epilogue.apply(cast((x - mean) * scale + shift, dtype).reshape(shape))
 }
 
 /// The type that an input of type `dtype` is computed in: itself, but f32 for the half types.

@@ -2,7 +2,7 @@ use burn::module::{Flag, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::config::validate_hyperparameters;
-use crate::functional::{Running, batch_norm_train, cast, compute_dtype, normalize, train};
+use crate::functional::{Epilogue, Running, Training, cast, compute_dtype, normalize_then, train};
 use crate::{
     Averaging, BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue, Variance,
 };
@@ -76,8 +76,8 @@ impl BatchNormConfig {
     ///
     /// # Errors
     ///
-    /// If `num_features` is zero, `epsilon` is not finite and positive, or `momentum` is not within
-    /// `[0, 1]`.
+    /// If `num_features` is zero, `epsilon` is not finite and positive, `momentum` is not within
+    /// `[0, 1]`, or `activation` has a slope that is not finite or bounds out of order.
     pub fn try_init(&self, device: &Device) -> Result<BatchNorm, BatchNormError> {
         self.validate()?;
 
@@ -136,32 +136,45 @@ impl BatchNorm {
         &self,
         input: Tensor<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        let axis = self.validate(&input)?;
-        let shape = input.shape();
-        if shape.num_elements() == 0 {
-            return Ok(input);
-        }
-        let values_per_channel = shape.num_elements() / shape[axis];
+        self.run(input, None)
+    }
 
-        // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
-        // freezes a layer and leaves it on the training device, where the rest of the graph lives.
-        let training = input.device().is_autodiff() && self.training.is_enabled();
-        let tracking = self.config.running_stats;
-        if !training && tracking {
-            return Ok(self.forward_inference(input, axis));
-        }
-        match (values_per_channel, self.config.single_value) {
-            (1, SingleValue::UseRunning) if tracking => Ok(self.forward_inference(input, axis)),
-            (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
-                shape: shape.to_vec(),
-                hint: match tracking {
-                    true => "UseRunning, SkipUpdate",
-                    false => "SkipUpdate: this layer has no running statistics to use",
-                },
-            }),
-            (1, SingleValue::SkipUpdate) => Ok(self.forward_batch(input, axis, None)),
-            (n, _) => Ok(self.forward_batch(input, axis, (training && tracking).then_some(n))),
-        }
+    /// [`forward`](Self::forward) of the end of a residual block, in one pass over memory:
+    /// `activation(batch_norm(input) + residual)`.
+    ///
+    /// Differentiable in both. With an [`activation`](BatchNormConfig::activation), this is the
+    /// `relu(bn(x) + skip)` of a ResNet.
+    ///
+    /// # Shapes
+    ///
+    /// - `input`, `output`: as for [`forward`](Self::forward)
+    /// - `residual`: shape and type of the input
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_forward_residual`](Self::try_forward_residual) fails.
+    pub fn forward_residual<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        residual: Tensor<D>,
+    ) -> Tensor<D> {
+        self.try_forward_residual(input, residual)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`forward_residual`](Self::forward_residual), with an error instead of a panic. A call that
+    /// fails leaves the layer as it was.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_forward`](Self::try_forward), and if the residual has not the shape and type of
+    /// the input.
+    pub fn try_forward_residual<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        residual: Tensor<D>,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        self.run(input, Some(residual))
     }
 
     /// The configuration that makes a layer like this one.
@@ -172,7 +185,54 @@ impl BatchNorm {
             .with_epsilon(self.epsilon)
     }
 
-    fn forward_inference<const D: usize>(&self, input: Tensor<D>, axis: usize) -> Tensor<D> {
+    fn run<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        residual: Option<Tensor<D>>,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        let axis = self.validate(&input, residual.as_ref())?;
+        let shape = input.shape();
+        if shape.num_elements() == 0 {
+            return Ok(input);
+        }
+        let values_per_channel = shape.num_elements() / shape[axis];
+
+        let epilogue = Epilogue {
+            activation: self.config.activation,
+            residual,
+        };
+        // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
+        // freezes a layer and leaves it on the training device, where the rest of the graph lives.
+        let training = input.device().is_autodiff() && self.training.is_enabled();
+        let tracking = self.config.running_stats;
+        if !training && tracking {
+            return Ok(self.forward_inference(input, axis, epilogue));
+        }
+        match (values_per_channel, self.config.single_value) {
+            (1, SingleValue::UseRunning) if tracking => {
+                Ok(self.forward_inference(input, axis, epilogue))
+            }
+            (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
+                shape: shape.to_vec(),
+                hint: match tracking {
+                    true => "UseRunning, SkipUpdate",
+                    false => "SkipUpdate: this layer has no running statistics to use",
+                },
+            }),
+            (1, SingleValue::SkipUpdate) => Ok(self.forward_batch(input, axis, epilogue, None)),
+            (n, _) => {
+                let update = (training && tracking).then_some(n);
+                Ok(self.forward_batch(input, axis, epilogue, update))
+            }
+        }
+    }
+
+    fn forward_inference<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        axis: usize,
+        epilogue: Epilogue<D>,
+    ) -> Tensor<D> {
         let device = input.device();
         let dtype = compute_dtype(input.dtype());
         let mean = self.running_mean.value().to_device(&device);
@@ -180,7 +240,7 @@ impl BatchNorm {
 
         let inv_std = (variance + self.epsilon).sqrt().recip();
         let scale = cast(self.gamma.val(), dtype) * inv_std;
-        normalize(input, mean, scale, self.beta.val(), axis)
+        normalize_then(input, mean, scale, self.beta.val(), axis, epilogue)
     }
 
     /// Normalizes by the statistics of the batch. With `Some` number of values per channel, more than
@@ -189,47 +249,52 @@ impl BatchNorm {
         &self,
         input: Tensor<D>,
         axis: usize,
+        epilogue: Epilogue<D>,
         update: Option<usize>,
     ) -> Tensor<D> {
-        let Some(n) = update else {
-            let (gamma, beta) = (self.gamma.val(), self.beta.val());
-            return batch_norm_train(input, gamma, beta, self.epsilon, axis).output;
+        let update = update.map(|n| {
+            let count = self.num_batches_tracked.snapshot();
+            let (mean, var) = (self.running_mean.snapshot(), self.running_var.snapshot());
+            let device = input.device();
+            let running = Running {
+                mean: mean.value.clone().to_device(&device),
+                var: var.value.clone().to_device(&device),
+                factor: match self.config.averaging {
+                    Averaging::Exponential => self.momentum,
+                    Averaging::Cumulative => 1.0 / (count.value as f64 + 1.0),
+                },
+                correction: match self.config.variance {
+                    Variance::Unbiased => n as f64 / (n as f64 - 1.0),
+                    Variance::Biased => 1.0,
+                },
+            };
+            (running, (count, mean, var, n as f64))
+        });
+        let (running, before) = update.unzip();
+        let training = Training {
+            gamma: self.gamma.val(),
+            beta: self.beta.val(),
+            epsilon: self.epsilon,
+            channel_axis: axis,
+            epilogue,
+            running,
         };
-
-        let count = self.num_batches_tracked.snapshot();
-        let (mean, var) = (self.running_mean.snapshot(), self.running_var.snapshot());
-        let device = input.device();
-        let running = Running {
-            mean: mean.value.clone().to_device(&device),
-            var: var.value.clone().to_device(&device),
-            factor: match self.config.averaging {
-                Averaging::Exponential => self.momentum,
-                Averaging::Cumulative => 1.0 / (count.value as f64 + 1.0),
-            },
-            correction: match self.config.variance {
-                Variance::Unbiased => n as f64 / (n as f64 - 1.0),
-                Variance::Biased => 1.0,
-            },
-        };
-        let (result, running) = train(
-            input,
-            self.gamma.val(),
-            self.beta.val(),
-            self.epsilon,
-            axis,
-            Some(running),
-        );
-        if let Some((new_mean, new_var)) = running {
-            self.running_mean.observe(mean, new_mean, n as f64);
-            self.running_var.observe(var, new_var, n as f64);
-            self.num_batches_tracked.observe(count, n as f64);
+        let (result, running) = train(input, training);
+        if let (Some((count, mean, var, weight)), Some((new_mean, new_var))) = (before, running) {
+            self.running_mean.observe(mean, new_mean, weight);
+            self.running_var.observe(var, new_var, weight);
+            self.num_batches_tracked.observe(count, weight);
         }
         result.output
     }
 
     /// Every check of a call, before anything is computed. Returns the channel axis, counted from
     /// the front.
-    fn validate<const D: usize>(&self, input: &Tensor<D>) -> Result<usize, BatchNormError> {
+    fn validate<const D: usize>(
+        &self,
+        input: &Tensor<D>,
+        residual: Option<&Tensor<D>>,
+    ) -> Result<usize, BatchNormError> {
         if D < 2 {
             return Err(BatchNormError::Rank { rank: D });
         }
@@ -257,6 +322,16 @@ impl BatchNorm {
         }
 
         let dtype = input.dtype();
+        if let Some(residual) = residual
+            && (residual.shape() != shape || residual.dtype() != dtype)
+        {
+            return Err(BatchNormError::Residual {
+                expected: shape.to_vec(),
+                dtype,
+                got: residual.shape().to_vec(),
+                got_dtype: residual.dtype(),
+            });
+        }
         for (name, tensor) in [("gamma", &self.gamma), ("beta", &self.beta)] {
             let [got] = tensor.dims();
             if got != expected {

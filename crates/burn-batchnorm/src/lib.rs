@@ -38,10 +38,12 @@
 //!
 //! - [`BatchNorm`]: the layer, for inputs of every rank from 2 and any channel axis
 //! - [`BatchNormConfig`]: its options, with presets of the other frameworks' semantics
+//! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state
 
-#[cfg(all(feature = "autodiff", feature = "cpu"))]
+mod activation;
+#[cfg(all(feature = "autodiff", any(feature = "cpu", feature = "cube")))]
 mod autodiff;
 #[cfg_attr(
     not(feature = "autodiff"),
@@ -50,7 +52,7 @@ mod autodiff;
 mod backends;
 mod config;
 mod error;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "cube"))]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
 #[cfg_attr(
     not(feature = "autodiff"),
@@ -63,6 +65,7 @@ mod module;
 mod running;
 mod view;
 
+pub use activation::Activation;
 pub use config::{Averaging, BatchNormConfig, SingleValue, Variance};
 pub use error::BatchNormError;
 pub use layer::BatchNorm;

@@ -175,6 +175,9 @@ impl ModuleDisplay for BatchNorm {
         if config.channel_axis != default.channel_axis {
             content = content.add("channel_axis", &config.channel_axis);
         }
+        if config.activation != default.activation {
+            content = content.add_debug_attribute("activation", &config.activation);
+        }
         if config.single_value != default.single_value {
             content = content.add_debug_attribute("single_value", &config.single_value);
         }

@@ -3,8 +3,8 @@
 
 use batchnorm_cpu::reference::Problem;
 use batchnorm_cpu::{
-    Activation, Affine, BatchStatistics, Epilogue, Gradients, Isa, Layout, Saved, Stream,
-    train_backward, train_forward,
+    Activation, Affine, BatchStatistics, Epilogue, Gradients, Isa, Layout, Saved, Statistics,
+    Stream, backward, train_forward,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -42,7 +42,8 @@ fuzz_target!(|input: (u8, u8, u8, u8, Vec<i8>)| {
             beta: &problem.beta,
         };
         let out = BatchStatistics {
-            mean: &mut mean, mean_low: None,
+            mean: &mut mean,
+            mean_low: None,
             variance: &mut variance,
             inv_std: &mut inv_std,
         };
@@ -59,9 +60,11 @@ fuzz_target!(|input: (u8, u8, u8, u8, Vec<i8>)| {
             gamma: &problem.gamma,
             beta: &problem.beta,
             mean: &mean,
-            mean_low: None, inv_std: &inv_std,
+            mean_low: None,
+            inv_std: &inv_std,
+            statistics: Statistics::OfBatch,
         };
-        train_backward(
+        backward(
             layout,
             &problem.x,
             Stream::in_place(&mut dy),

@@ -17,7 +17,7 @@ use macerator::{Simd, Vector};
 
 use super::lanes::{prefetch_to_read, prefetch_to_write};
 use super::operands::{Read, ReadPair, ReadPairWrite, ReadWrite};
-use super::region::Operands;
+use super::region::{Operands, Reads};
 use super::tail::Tail;
 use crate::Element;
 
@@ -119,12 +119,51 @@ impl<E: Element> Pass<E, 1, 1> for Squared {
     }
 }
 
+/// A register of x, of dy, and of what the tail reads.
+pub(crate) type Pair<S, E, T> = (Reg<S, E>, Reg<S, E>, <T as Tail<E>>::Loaded<S>);
+
+/// # Safety
+///
+/// As for [`Pass::load`].
+#[inline(always)]
+unsafe fn load_pair<S: Simd, E: Element, T: Tail<E>, const FULL: bool>(
+    o: ReadPair<E, T>,
+    at: usize,
+    n: usize,
+) -> Pair<S, E, T> {
+    // SAFETY: the caller vouches for `at`.
+    unsafe {
+        let (x, dy) = (
+            E::load::<S, FULL>(o.x.add(at), n),
+            E::load::<S, FULL>(o.dy.add(at), n),
+        );
+        (x, dy, o.tail.load::<S, FULL>(at, n))
+    }
+}
+
+/// `x - mean` and `g`.
+#[inline(always)]
+fn gradient<S: Simd, E: Element, T: Tail<E>>(
+    tail: T,
+    (x, dy, rest): Pair<S, E, T>,
+    [mean, scale, shift]: [Reg<S, E>; 3],
+) -> (Reg<S, E>, Reg<S, E>) {
+    let centred = x - mean;
+    let g = tail.backward::<S>(
+        #[inline(always)]
+        || centred.mul_add(scale, shift),
+        rest,
+        dy,
+    );
+    (centred, g)
+}
+
 /// The two sums of the backward pass.
 pub(crate) struct Sums<T>(PhantomData<T>);
 
 impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
     type Operands = ReadPair<E, T>;
-    type Loaded<S: Simd> = (Reg<S, E>, Reg<S, E>, T::Loaded<S>);
+    type Loaded<S: Simd> = Pair<S, E, T>;
 
     #[inline(always)]
     fn prefetch(o: Self::Operands, at: usize) {
@@ -139,13 +178,7 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
         n: usize,
     ) -> Self::Loaded<S> {
         // SAFETY: the caller vouches for `at`.
-        unsafe {
-            let (x, dy) = (
-                E::load::<S, FULL>(o.x.add(at), n),
-                E::load::<S, FULL>(o.dy.add(at), n),
-            );
-            (x, dy, o.tail.load::<S, FULL>(at, n))
-        }
+        unsafe { load_pair::<S, E, T, FULL>(o, at, n) }
     }
 
     #[inline(always)]
@@ -153,17 +186,11 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
         o: Self::Operands,
         _at: usize,
         _n: usize,
-        (x, dy, rest): Self::Loaded<S>,
+        loaded: Self::Loaded<S>,
         [mean, scale, shift]: &[Reg<S, E>; 3],
         [sum, product]: &mut [Reg<S, E>; 2],
     ) {
-        let centred = x - *mean;
-        let g = o.tail.backward::<S>(
-            #[inline(always)]
-            || centred.mul_add(*scale, *shift),
-            rest,
-            dy,
-        );
+        let (centred, g) = gradient::<S, E, T>(o.tail, loaded, [*mean, *scale, *shift]);
         *sum += g;
         *product = g.mul_add(centred, *product);
     }
@@ -218,7 +245,7 @@ pub(crate) struct Gradient<T>(PhantomData<T>);
 
 impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
     type Operands = ReadPairWrite<E, T>;
-    type Loaded<S: Simd> = (Reg<S, E>, Reg<S, E>, T::Loaded<S>);
+    type Loaded<S: Simd> = Pair<S, E, T>;
 
     #[inline(always)]
     fn prefetch(o: Self::Operands, at: usize) {
@@ -232,13 +259,7 @@ impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
         n: usize,
     ) -> Self::Loaded<S> {
         // SAFETY: the caller vouches for `at`.
-        unsafe {
-            let (x, dy) = (
-                E::load::<S, FULL>(o.x.add(at), n),
-                E::load::<S, FULL>(o.dy.add(at), n),
-            );
-            (x, dy, o.tail.load::<S, FULL>(at, n))
-        }
+        unsafe { load_pair::<S, E, T, FULL>(o.reading(), at, n) }
     }
 
     #[inline(always)]
@@ -246,17 +267,11 @@ impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
         o: Self::Operands,
         at: usize,
         n: usize,
-        (x, dy, rest): Self::Loaded<S>,
+        loaded: Self::Loaded<S>,
         [mean, scale, shift, a, b, c]: &[Reg<S, E>; 6],
         _acc: &mut [Reg<S, E>; 0],
     ) {
-        let centred = x - *mean;
-        let g = o.tail.backward::<S>(
-            #[inline(always)]
-            || centred.mul_add(*scale, *shift),
-            rest,
-            dy,
-        );
+        let (centred, g) = gradient::<S, E, T>(o.tail, loaded, [*mean, *scale, *shift]);
         let dx = g.mul_add(*a, centred.mul_add(*b, *c));
         // SAFETY: the caller vouches for `at`, and a pointer that is not null is valid like the others.
         unsafe {

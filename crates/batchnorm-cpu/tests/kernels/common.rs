@@ -3,8 +3,8 @@
 use batchnorm_cpu::reference::{Problem, Used};
 use batchnorm_cpu::{
     Accum, Activation, Affine, BatchStatistics, Coefficients, Element, Epilogue, Gradients, Layout,
-    Normalization, Output, Saved, Stream, backward_sums, inference_backward, input_grad, moments,
-    normalize, train_backward, train_forward,
+    Normalization, Output, Saved, Statistics, Stream, backward, backward_sums, input_grad, moments,
+    normalize, train_forward,
 };
 
 /// Every kind of tail: nothing, an activation, a residual, both.
@@ -183,6 +183,7 @@ impl<E: Tested> Case<E> {
             mean,
             mean_low: None,
             inv_std,
+            statistics: Statistics::OfBatch,
         }
     }
 
@@ -200,20 +201,15 @@ impl<E: Tested> Case<E> {
             gamma: Some(&mut dgamma),
             beta: Some(&mut dbeta),
         };
-        let run = if train {
-            train_backward
-        } else {
-            inference_backward
+        let statistics = match train {
+            true => Statistics::OfBatch,
+            false => Statistics::Constant,
         };
-        run(
-            self.layout(),
-            &self.x,
-            stream,
-            self.saved(stats),
-            self.epilogue(),
-            out,
-        )
-        .expect("valid");
+        let saved = Saved {
+            statistics,
+            ..self.saved(stats)
+        };
+        backward(self.layout(), &self.x, stream, saved, self.epilogue(), out).expect("valid");
         [dgamma, dbeta]
     }
 

@@ -2,8 +2,8 @@
 
 use batchnorm_cpu::{
     Activation, Affine, BatchStatistics, Coefficients, Epilogue, Error, Gradients, Layout,
-    Normalization, Output, Saved, Stream, backward_sums, input_grad, moments, normalize,
-    train_backward, train_forward,
+    Normalization, Output, Saved, Statistics, Stream, backward, backward_sums, input_grad, moments,
+    normalize, train_forward,
 };
 
 const CHANNELS: usize = 3;
@@ -71,7 +71,7 @@ fn forward(wrong: usize) -> Result<(), Error> {
     result
 }
 
-fn backward(wrong: usize) -> Result<(), Error> {
+fn backward_with(wrong: usize) -> Result<(), Error> {
     let mut arrays = Arrays { wrong, next: 0 };
     let [x, dy, mut dx, residual, mut dresidual] = [(); 5].map(|()| arrays.make(ELEMENTS));
     let [gamma, beta, mean, inv_std, mut dgamma, mut dbeta] =
@@ -86,13 +86,14 @@ fn backward(wrong: usize) -> Result<(), Error> {
         mean: &mean,
         mean_low: None,
         inv_std: &inv_std,
+        statistics: Statistics::OfBatch,
     };
     let out = Gradients {
         residual: Some(Output::from(&mut dresidual)),
         gamma: Some(&mut dgamma),
         beta: Some(&mut dbeta),
     };
-    let result = train_backward(
+    let result = backward(
         layout(),
         &x,
         Stream::new(&dy, &mut dx),
@@ -157,11 +158,11 @@ fn every_wrong_length_is_refused() {
     assert_eq!(forward(8), Ok(()));
     for wrong in 0..11 {
         assert!(
-            matches!(backward(wrong), Err(Error::Length { .. })),
+            matches!(backward_with(wrong), Err(Error::Length { .. })),
             "backward, argument {wrong}"
         );
     }
-    assert_eq!(backward(11), Ok(()));
+    assert_eq!(backward_with(11), Ok(()));
     // Which of x, dy, out, residual, mean, scale, shift, a, b, c, p, q each primitive takes.
     let takes = [
         0b110000000001,
@@ -255,9 +256,10 @@ fn a_residual_gradient_needs_a_residual() {
         mean: &[1.5],
         mean_low: None,
         inv_std: &[2.0],
+        statistics: Statistics::OfBatch,
     };
     let layout = Layout::new(2, 1, 1).expect("small");
-    let result = train_backward(
+    let result = backward(
         layout,
         &[1.0, 2.0],
         Stream::in_place(&mut [0.5, 0.25]),

@@ -2,7 +2,8 @@
 
 use batchnorm_cpu::{
     Activation, Affine, BatchStatistics, Coefficients, Epilogue, Gradients, Isa, Layout,
-    Normalization, Saved, Stream, input_grad, moments, normalize, train_backward, train_forward,
+    Normalization, Saved, Statistics, Stream, backward, input_grad, moments, normalize,
+    train_forward,
 };
 use half::f16;
 
@@ -378,6 +379,7 @@ fn the_worked_example_of_the_backward_pass() {
         mean: &[2.0],
         mean_low: None,
         inv_std: &[1.0],
+        statistics: Statistics::OfBatch,
     };
     let (mut gradient, mut dgamma, mut dbeta) = ([1.0f64, 0.0], [0.0], [0.0]);
     let out = Gradients {
@@ -385,7 +387,7 @@ fn the_worked_example_of_the_backward_pass() {
         gamma: Some(&mut dgamma),
         beta: Some(&mut dbeta),
     };
-    train_backward(
+    backward(
         layout,
         &[1.0, 3.0],
         Stream::in_place(&mut gradient),

@@ -7,14 +7,15 @@
 
 use batchnorm_cpu::{
     Accum, Affine, BatchStatistics, Element, Epilogue, Error, Gradients, Layout, Normalization,
-    Output, Saved, Stream, backward_sums, inference_backward, normalize, train_backward,
-    train_forward,
+    Output, Saved, Stream, backward, backward_sums, normalize, train_forward,
 };
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Element as BurnElement, Shape};
 use bytemuck::Pod;
 
-use crate::extension::{TrainParams, Wanted};
+use super::memory::reserve;
+use crate::Activation;
+use crate::extension::{Pass, Statistics, TrainParams, Wanted};
 use crate::view::View;
 
 /// An element that both worlds know.
@@ -70,24 +71,26 @@ pub(super) type Trained<T> = (T, T, T, T, T, T);
 
 pub(super) fn train<T: HostTensor>(
     x: T,
-    gamma: T,
-    beta: T,
+    [gamma, beta]: [T; 2],
+    residual: T,
     running: [T; 2],
+    pass: Pass,
     params: TrainParams,
 ) -> Trained<T> {
-    with_element!(x, E => train_as::<T, E>(x, gamma, beta, running, params))
+    with_element!(x, E => train_as::<T, E>(x, [gamma, beta], residual, running, pass, params))
 }
 
 fn train_as<T: HostTensor, E: HostElement>(
     x: T,
-    gamma: T,
-    beta: T,
+    affine: [T; 2],
+    residual: T,
     running: [T; 2],
+    pass: Pass,
     params: TrainParams,
 ) -> Trained<T> {
-    let layout = layout(params.view);
-    let (gamma, beta) = (gamma.into_contiguous(), beta.into_contiguous());
-    let channels = params.view.channels;
+    let [gamma, beta] = affine.map(T::into_contiguous);
+    let residual = pass.residual.then(|| residual.into_contiguous());
+    let channels = pass.view.channels;
     let [mut mean, mut variance] = [(); 2].map(|_| zeros::<E>(channels));
     // The mean, what rounding took from it, the inverse standard deviation.
     let mut saved = zeros::<E>(3 * channels);
@@ -106,11 +109,11 @@ fn train_as<T: HostTensor, E: HostElement>(
     };
     let y = elementwise::<T, E>(x, |stream| {
         train_forward(
-            layout,
+            layout(pass),
             stream,
             affine,
             params.epsilon,
-            Epilogue::default(),
+            epilogue(pass, residual.as_ref()),
             out,
         )
     });
@@ -134,115 +137,127 @@ fn train_as<T: HostTensor, E: HostElement>(
     )
 }
 
-pub(super) fn train_gradients<T: HostTensor>(
-    x: T,
-    output_grad: T,
-    gamma: T,
-    saved: T,
-    view: View,
-    wanted: Wanted,
-) -> (T, T, T) {
-    let (gamma, saved) = (gamma.into_contiguous(), saved.into_contiguous());
-    with_element!(x, E => {
-        let (mean, rest) = saved.values().split_at(view.channels);
-        let (mean_low, inv_std) = rest.split_at(view.channels);
-        let gamma = gamma.values();
-        let saved = Saved {
-            gamma,
-            // Read by activations alone.
-            beta: gamma,
-            mean,
-            mean_low: Some(mean_low),
-            inv_std,
-        };
-        gradients::<T, E>(x, output_grad, saved, view, wanted, train_backward)
-    })
-}
-
-pub(super) fn normalize_values<T: HostTensor>(x: T, [mean, scale, shift]: [T; 3], view: View) -> T {
-    let vectors = [mean, scale, shift].map(T::into_contiguous);
+pub(super) fn normalize_values<T: HostTensor>(x: T, vectors: [T; 3], residual: T, pass: Pass) -> T {
+    let vectors = vectors.map(T::into_contiguous);
+    let residual = pass.residual.then(|| residual.into_contiguous());
     with_element!(x, E => {
         let [mean, scale, shift] = vectors.each_ref().map(T::values);
         let params = Normalization { mean, scale, shift };
         elementwise::<T, E>(x, |stream| {
-            normalize(layout(view), stream, params, Epilogue::default())
+            normalize(layout(pass), stream, params, epilogue(pass, residual.as_ref()))
         })
     })
 }
 
-pub(super) fn normalize_gradients<T: HostTensor>(
-    x: T,
-    output_grad: T,
-    [mean, scale]: [T; 2],
-    view: View,
-    wanted: Wanted,
-) -> (T, T, T) {
-    let vectors = [scale, mean].map(T::into_contiguous);
-    with_element!(x, E => {
-        let [scale, mean] = vectors.each_ref().map(T::values);
-        // scale = gamma * inv_std: with an inverse deviation of 1 the gradient for gamma is that for
-        // the scale.
-        let ones = vec![<E as Element>::Accum::from_f64(1.0); view.channels];
-        let saved = Saved {
-            gamma: scale,
-            // Read by activations alone.
-            beta: scale,
-            mean,
-            mean_low: None,
-            inv_std: &ones,
-        };
-        gradients::<T, E>(x, output_grad, saved, view, wanted, inference_backward)
-    })
+/// The tensors that a backward pass reads besides the gradient.
+pub(super) struct Kept<T> {
+    pub x: T,
+    pub scale: T,
+    pub shift: T,
+    pub residual: T,
+    pub saved: T,
 }
 
-type BackwardKernel<E> = fn(
-    Layout,
-    &[E],
-    Stream<'_, E>,
-    Saved<'_, <E as Element>::Accum>,
-    Epilogue<'_, E>,
-    Gradients<'_, E>,
-) -> Result<(), Error>;
-
-fn gradients<T: HostTensor, E: HostElement>(
-    x: T,
+/// The gradients of x, scale, shift and residual.
+pub(super) fn gradients<T: HostTensor>(
+    kept: Kept<T>,
     output_grad: T,
-    saved: Saved<'_, E::Accum>,
-    view: View,
+    statistics: Statistics,
+    pass: Pass,
     wanted: Wanted,
-    kernel: BackwardKernel<E>,
-) -> (T, T, T) {
-    let x = x.into_contiguous();
-    let [mut gamma_grad, mut beta_grad] = [(); 2].map(|_| zeros::<E>(view.channels));
-    let x_grad = match wanted.input {
-        true => {
-            let out = Gradients {
-                residual: None,
-                gamma: wanted.scale.then_some(gamma_grad.as_mut_slice()),
-                beta: wanted.shift.then_some(beta_grad.as_mut_slice()),
-            };
-            elementwise::<T, E>(output_grad, |stream| {
-                kernel(
-                    layout(view),
-                    x.values(),
-                    stream,
-                    saved,
-                    Epilogue::default(),
-                    out,
-                )
-            })
-        }
-        false => {
-            let output_grad = output_grad.into_contiguous();
-            let sums = (&mut gamma_grad[..], &mut beta_grad[..]);
-            parameter_gradients::<E>(x.values(), output_grad.values(), saved, view, sums);
-            output_grad
+) -> (T, T, T, T) {
+    with_element!(kept.x, E => gradients_as::<T, E>(kept, output_grad, statistics, pass, wanted))
+}
+
+fn gradients_as<T: HostTensor, E: HostElement>(
+    kept: Kept<T>,
+    output_grad: T,
+    statistics: Statistics,
+    pass: Pass,
+    wanted: Wanted,
+) -> (T, T, T, T) {
+    let Kept {
+        x,
+        scale,
+        shift,
+        residual,
+        saved,
+    } = kept;
+    let channels = pass.view.channels;
+    let [x, scale, shift, saved] = [x, scale, shift, saved].map(T::into_contiguous);
+    // The sign of the activation's argument needs the residual, and nothing else does.
+    let activated = pass.activation != Activation::None;
+    let residual = (pass.residual && activated).then(|| residual.into_contiguous());
+    // The scale of given statistics is gamma * inv_std: with an inverse deviation of 1 the gradient
+    // for gamma is that for the scale.
+    let ones = vec![E::Accum::from_f64(1.0); channels];
+    let (mean, mean_low, inv_std) = match statistics {
+        Statistics::Given => (saved.values(), None, &ones[..]),
+        Statistics::Batch => {
+            let (mean, rest) = saved.values().split_at(channels);
+            let (mean_low, inv_std) = rest.split_at(channels);
+            (mean, Some(mean_low), inv_std)
         }
     };
+    let saved = Saved {
+        gamma: scale.values(),
+        beta: shift.values(),
+        mean,
+        mean_low,
+        inv_std,
+        statistics: match statistics {
+            Statistics::Batch => batchnorm_cpu::Statistics::OfBatch,
+            Statistics::Given => batchnorm_cpu::Statistics::Constant,
+        },
+    };
+
+    let [mut scale_grad, mut shift_grad] = [(); 2].map(|_| zeros::<E>(channels));
+    let shape = output_grad.shape();
+    let epilogue = epilogue(pass, residual.as_ref());
+    let (input_grad, residual_grad) = if wanted.input || (wanted.residual && activated) {
+        let mut fresh = Vec::new();
+        // Without an activation the residual's gradient is that of the output.
+        let copied = (wanted.residual && !activated).then(|| output_grad.clone());
+        let written = wanted.residual && activated;
+        let elements = shape.num_elements();
+        let residual = written.then(|| Output::from(reserve(&mut fresh, elements)));
+        let out = Gradients {
+            residual,
+            gamma: wanted.scale.then_some(scale_grad.as_mut_slice()),
+            beta: wanted.shift.then_some(shift_grad.as_mut_slice()),
+        };
+        let input_grad = elementwise::<T, E>(output_grad, |stream| {
+            backward(layout(pass), x.values(), stream, saved, epilogue, out)
+        });
+        let residual_grad = match (copied, written) {
+            (Some(copied), _) => copied,
+            (None, false) => input_grad.clone(),
+            (None, true) => {
+                // SAFETY: the kernel has written all elements of the output that `reserve` made in
+                // this vector, or `succeed` within `elementwise` has panicked.
+                unsafe { fresh.set_len(elements) };
+                T::from_values(fresh, shape)
+            }
+        };
+        (input_grad, residual_grad)
+    } else {
+        let output_grad = output_grad.into_contiguous();
+        let sums = (&mut scale_grad[..], &mut shift_grad[..]);
+        parameter_gradients::<E>(
+            x.values(),
+            output_grad.values(),
+            saved,
+            pass,
+            epilogue,
+            sums,
+        );
+        (output_grad.clone(), output_grad)
+    };
     (
-        x_grad,
-        per_channel::<T, E>(gamma_grad),
-        per_channel::<T, E>(beta_grad),
+        input_grad,
+        per_channel::<T, E>(scale_grad),
+        per_channel::<T, E>(shift_grad),
+        residual_grad,
     )
 }
 
@@ -251,28 +266,49 @@ fn parameter_gradients<E: HostElement>(
     x: &[E],
     output_grad: &[E],
     saved: Saved<'_, E::Accum>,
-    view: View,
+    pass: Pass,
+    epilogue: Epilogue<'_, E>,
     (gamma_grad, beta_grad): (&mut [E::Accum], &mut [E::Accum]),
 ) {
+    let low = |channel: usize| saved.mean_low.map_or(0.0, |low| low[channel].to_f64());
+    // As the forward pass computed them, so that the signs of the activation's argument are the same.
+    let scale: Vec<_> = saved
+        .gamma
+        .iter()
+        .zip(saved.inv_std)
+        .map(|(&gamma, &inv_std)| gamma.times(inv_std))
+        .collect();
+    let shift: Vec<_> = (0..scale.len())
+        .map(|channel| match saved.mean_low {
+            Some(low) => saved.beta[channel].minus(low[channel], scale[channel]),
+            None => saved.beta[channel],
+        })
+        .collect();
     let params = Normalization {
         mean: saved.mean,
-        // Read by activations alone.
-        scale: saved.gamma,
-        shift: saved.beta,
+        scale: &scale,
+        shift: &shift,
     };
     succeed(backward_sums(
-        layout(view),
+        layout(pass),
         x,
         output_grad,
         params,
-        Epilogue::default(),
+        epilogue,
         beta_grad,
         gamma_grad,
     ));
     for (channel, gamma_grad) in gamma_grad.iter_mut().enumerate() {
-        let low = saved.mean_low.map_or(0.0, |low| low[channel].to_f64());
-        let centred = gamma_grad.to_f64() - low * beta_grad[channel].to_f64();
+        let centred = gamma_grad.to_f64() - low(channel) * beta_grad[channel].to_f64();
         *gamma_grad = E::Accum::from_f64(centred * saved.inv_std[channel].to_f64());
+    }
+}
+
+/// What follows the normalization, for the kernels.
+fn epilogue<T: HostTensor, E: HostElement>(pass: Pass, residual: Option<&T>) -> Epilogue<'_, E> {
+    Epilogue {
+        residual: residual.map(T::values),
+        activation: pass.activation.into(),
     }
 }
 
@@ -289,11 +325,13 @@ fn elementwise<T: HostTensor, E: HostElement>(
         return input;
     }
     let source = input.values::<E>();
-    let mut result = Vec::with_capacity(source.len());
-    let memory = Output::from(&mut result.spare_capacity_mut()[..source.len()]);
-    succeed(kernel(Stream::new(source, memory)));
+    let mut result = Vec::new();
+    succeed(kernel(Stream::new(
+        source,
+        reserve(&mut result, source.len()),
+    )));
     // SAFETY: a kernel that succeeds has written every element of its output (`succeed` panics
-    // otherwise), which is the first `source.len()` of the reserved ones.
+    // otherwise), which is the first `source.len()` of those that `reserve` made room for.
     unsafe { result.set_len(source.len()) };
     T::from_values(result, shape)
 }
@@ -329,8 +367,13 @@ fn per_channel<T: HostTensor, E: HostElement>(values: Vec<E::Accum>) -> T {
     T::from_values(values, shape)
 }
 
-fn layout(view: View) -> Layout {
-    succeed(Layout::new(view.outer, view.channels, view.inner))
+fn layout(pass: Pass) -> Layout {
+    let View {
+        outer,
+        channels,
+        inner,
+    } = pass.view;
+    succeed(Layout::new(outer, channels, inner))
 }
 
 /// The kernels refuse only lengths and numbers that the layer has checked.
@@ -346,43 +389,46 @@ macro_rules! implement {
                 x: $tensor,
                 gamma: $tensor,
                 beta: $tensor,
+                residual: $tensor,
                 running_mean: $tensor,
                 running_var: $tensor,
+                pass: Pass,
                 params: TrainParams,
             ) -> cpu::Trained<$tensor> {
-                cpu::train(x, gamma, beta, [running_mean, running_var], params)
-            }
-
-            fn train_backward(
-                x: $tensor,
-                output_grad: $tensor,
-                gamma: $tensor,
-                saved: $tensor,
-                view: View,
-                wanted: Wanted,
-            ) -> ($tensor, $tensor, $tensor) {
-                cpu::train_gradients(x, output_grad, gamma, saved, view, wanted)
+                let running = [running_mean, running_var];
+                cpu::train(x, [gamma, beta], residual, running, pass, params)
             }
 
             fn normalize(
                 x: $tensor,
-                mean: $tensor,
                 scale: $tensor,
                 shift: $tensor,
-                view: View,
+                residual: $tensor,
+                mean: $tensor,
+                pass: Pass,
             ) -> $tensor {
-                cpu::normalize_values(x, [mean, scale, shift], view)
+                cpu::normalize_values(x, [mean, scale, shift], residual, pass)
             }
 
-            fn normalize_backward(
+            fn backward(
                 x: $tensor,
                 output_grad: $tensor,
-                mean: $tensor,
                 scale: $tensor,
-                view: View,
+                shift: $tensor,
+                residual: $tensor,
+                saved: $tensor,
+                statistics: Statistics,
+                pass: Pass,
                 wanted: Wanted,
-            ) -> ($tensor, $tensor, $tensor) {
-                cpu::normalize_gradients(x, output_grad, [mean, scale], view, wanted)
+            ) -> ($tensor, $tensor, $tensor, $tensor) {
+                let kept = cpu::Kept {
+                    x,
+                    scale,
+                    shift,
+                    residual,
+                    saved,
+                };
+                cpu::gradients(kept, output_grad, statistics, pass, wanted)
             }
         }
     };

@@ -3,8 +3,7 @@ use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 
 use super::cpu::{self, HostElementBase, HostTensor};
-use crate::extension::{BatchNormOps, TrainParams, Wanted};
-use crate::view::View;
+use crate::extension::{BatchNormOps, Pass, Statistics, TrainParams, Wanted};
 
 impl HostTensor for FlexTensor {
     fn into_contiguous(self) -> Self {

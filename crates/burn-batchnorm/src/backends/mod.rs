@@ -2,8 +2,12 @@
 
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cpu")]
+mod memory;
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
 mod ndarray;

@@ -4,8 +4,7 @@ use burn_ndarray::NdArrayTensor;
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::cpu::{self, HostElementBase, HostTensor};
-use crate::extension::{BatchNormOps, TrainParams, Wanted};
-use crate::view::View;
+use crate::extension::{BatchNormOps, Pass, Statistics, TrainParams, Wanted};
 
 fn unsupported(tensor: &NdArrayTensor) -> ! {
     let dtype = tensor.dtype();

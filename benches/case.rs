@@ -1,211 +1,119 @@
 //! One shape of the suite: both layers, checked, then timed in turn.
 
-use std::fmt;
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use serde::Serialize;
+use rayon::prelude::*;
 
-use crate::{Layer, random};
+use crate::suite::Report;
+use crate::{Layer, Pass, Results, random, run};
 
-/// Medians of one pass over one shape.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// Lengths of the axes.
-    pub shape: Vec<usize>,
+/// How a case is timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
     /// The device, as the example names it.
-    pub device: String,
-    /// `forward`, `forward_backward` or `inference`.
-    pub pass: &'static str,
-    /// Our layer, milliseconds.
-    pub ours_ms: f64,
-    /// Half the distance between the quartiles of ours, milliseconds.
-    pub ours_spread_ms: f64,
-    /// burn-nn's layer, milliseconds; none with channels last, which it has not.
-    pub burn_nn_ms: Option<f64>,
-    /// The passes over memory that cannot be avoided, milliseconds.
-    pub floor_ms: f64,
+    pub name: &'a str,
+    /// The same, without autodiff.
+    pub device: &'a Device,
+    /// Channels on the last axis instead of axis 1, which burn-nn's layer has not.
+    pub channels_last: bool,
+    /// Without burn-nn's layer.
+    pub ours_only: bool,
+    /// Time for each pass.
+    pub seconds: f64,
 }
 
-impl Report {
-    /// Times as fast as burn-nn.
-    fn ratio(&self) -> Option<f64> {
-        self.burn_nn_ms.map(|theirs| theirs / self.ours_ms)
-    }
-
-    /// The line above the reports.
-    pub fn header() -> String {
-        format!(
-            "{:<20}{:<18}{:>11}{:>10}{:>13}{:>9}{:>11}",
-            "shape", "pass", "ours ms", "+-", "burn-nn ms", "ratio", "x floor"
-        )
-    }
-
-    /// The geometric means of the ratios, pass by pass.
-    pub fn summary(reports: &[Self]) -> String {
-        let lines = ["forward", "forward_backward", "inference"].map(|pass| {
-            let logs: Vec<f64> = reports
-                .iter()
-                .filter(|report| report.pass == pass)
-                .filter_map(Report::ratio)
-                .map(f64::ln)
-                .collect();
-            match logs.is_empty() {
-                true => String::new(),
-                false => {
-                    let mean = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
-                    format!("geometric mean, {pass}: {mean:.2} times as fast as burn-nn\n")
-                }
-            }
-        });
-        lines.concat()
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |value: Option<f64>, digits| match value {
-            Some(value) => format!("{value:.digits$}"),
-            None => "-".to_string(),
-        };
-        write!(
-            f,
-            "{:<20}{:<18}{:>11.4}{:>10.4}{:>13}{:>9}{:>11.2}",
-            format!("{:?}", self.shape).replace(' ', ""),
-            self.pass,
-            self.ours_ms,
-            self.ours_spread_ms,
-            number(self.burn_nn_ms, 4),
-            number(self.ratio(), 2),
-            self.ours_ms / self.floor_ms,
-        )
-    }
-}
-
-/// Times the three passes on one shape, each for about `seconds`.
+/// Times the three passes on one shape.
 ///
 /// # Panics
 ///
-/// Panics where the layers disagree, or if the rank is not 2 to 5.
-pub fn measure(
-    name: &str,
-    device: &Device,
-    shape: &[usize],
-    channels_last: bool,
-    seconds: f64,
-) -> Vec<Report> {
-    match *shape {
-        [a, b] => measure_rank(name, device, [a, b], channels_last, seconds),
-        [a, b, c] => measure_rank(name, device, [a, b, c], channels_last, seconds),
-        [a, b, c, d] => measure_rank(name, device, [a, b, c, d], channels_last, seconds),
-        [a, b, c, d, e] => measure_rank(name, device, [a, b, c, d, e], channels_last, seconds),
-        _ => panic!("the suite expects rank 2 to 5, got {shape:?}"),
-    }
-}
-
-fn measure_rank<const D: usize>(
-    name: &str,
-    device: &Device,
-    shape: [usize; D],
-    channels_last: bool,
-    seconds: f64,
-) -> Vec<Report> {
-    let training = &device.clone().autodiff();
-    let (axis, channels) = match channels_last {
+/// Panics where our layer disagrees with the reference.
+pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<Report> {
+    let (axis, channels): (isize, usize) = match options.channels_last {
         true => (-1, shape[D - 1]),
         false => (1, shape[1]),
     };
+    let training = &options.device.clone().autodiff();
     let ours = burn_batchnorm::BatchNormConfig::new(channels)
         .with_channel_axis(axis)
         .init(training);
-    let theirs = (!channels_last).then(|| burn::nn::BatchNormConfig::new(channels).init(training));
-    let x = random(shape, 1, training);
-    let dy = random(shape, 2, training);
-    if let Some(theirs) = &theirs {
-        check(&ours, theirs, &x, &dy);
+    let theirs = (!options.channels_last && !options.ours_only)
+        .then(|| burn::nn::BatchNormConfig::new(channels).init(training));
+    let (x, dy) = (random(shape, 1, training), random(shape, 2, training));
+    let expected = reference(&x, &dy, axis.rem_euclid(D as isize) as usize);
+    if let Some(difference) = difference(numbers(&ours, &x, &dy), &expected) {
+        panic!("{shape:?}: our {difference}");
     }
-
-    let copy = |_: u32| {
-        let start = Instant::now();
-        // Adding a scalar reads and writes the tensor once, as a copy does, into fresh memory too.
-        black_box(x.clone().inner() + 1.0);
-        sync(device);
-        start.elapsed()
-    };
+    if let Some(theirs) = &theirs
+        && let Some(difference) = difference(numbers(theirs, &x, &dy), &expected)
+    {
+        eprintln!("{shape:?}: burn-nn's {difference}; it is timed all the same");
+    }
+    drop(expected);
+    let mut copy = copy(options, &x);
+    let (plain, unused) = (x.clone().inner(), dy.clone().inner());
     let (ours_valid, theirs_valid) = (ours.valid(), theirs.as_ref().map(Module::valid));
-    let plain = x.clone().inner();
 
-    let report = |pass, passes: f64, times: [Vec<f64>; 3]| {
-        let [mine, theirs, copies] = times.map(sorted);
-        Report {
-            shape: shape.to_vec(),
-            device: name.to_string(),
-            pass,
-            ours_ms: quantile(&mine, 0.5),
-            ours_spread_ms: (quantile(&mine, 0.75) - quantile(&mine, 0.25)) / 2.0,
-            burn_nn_ms: (!theirs.is_empty()).then(|| quantile(&theirs, 0.5)),
-            floor_ms: quantile(&copies, 0.5) * passes / 2.0,
-        }
-    };
-    let mut reports = Vec::new();
-    for (pass, passes) in [("forward", 2.0), ("forward_backward", 5.0)] {
-        let backward = pass == "forward_backward";
-        let times = alternate(
-            seconds,
-            || train(&ours, &x, backward.then_some(&dy)),
-            theirs
-                .as_ref()
-                .map(|theirs| || train(theirs, &x, backward.then_some(&dy))),
-            || copy(0),
-        );
-        reports.push(report(pass, passes, times));
-    }
-    let times = alternate(
-        seconds,
-        || infer(&ours_valid, &plain),
-        theirs_valid.as_ref().map(|theirs| || infer(theirs, &plain)),
-        || copy(0),
-    );
-    reports.push(report("inference", 2.0, times));
-    reports
-}
-
-/// A training pass as a user has it: fresh input node, forward, and with `dy` the gradients of x,
-/// gamma and beta.
-fn train<const D: usize>(layer: &impl Layer<D>, x: &Tensor<D>, dy: Option<&Tensor<D>>) -> Duration {
-    let device = x.device();
-    let x = x.clone().detach().require_grad();
-    let start = Instant::now();
-    let y = layer.forward(x.clone());
-    match dy {
-        None => drop(black_box(y)),
-        Some(dy) => {
-            // The gradient of this sum with respect to y is dy; the multiplication is on both sides.
-            let gradients = (y * dy.clone()).sum().backward();
-            black_box(x.grad(&gradients));
-            for parameter in layer.parameters() {
-                black_box(parameter.grad(&gradients));
+    Pass::ALL
+        .map(|pass| {
+            let (ours, theirs, x, dy) = match pass {
+                Pass::Inference => (&ours_valid, &theirs_valid, &plain, &unused),
+                Pass::Forward | Pass::ForwardBackward => (&ours, &theirs, &x, &dy),
+            };
+            let [ours, theirs, copies] = alternate(
+                options.seconds,
+                || run(ours, pass, x, dy).0,
+                theirs.as_ref().map(|theirs| || run(theirs, pass, x, dy).0),
+                &mut copy,
+            );
+            Report {
+                shape: shape.to_vec(),
+                device: options.name.to_string(),
+                pass: pass.to_string(),
+                ours_ms: quantile(&ours, 0.5),
+                ours_spread_ms: (quantile(&ours, 0.75) - quantile(&ours, 0.25)) / 2.0,
+                burn_nn_ms: (!theirs.is_empty()).then(|| quantile(&theirs, 0.5)),
+                floor_ms: quantile(&copies, 0.5) * pass.streams() / 2.0,
             }
-        }
+        })
+        .to_vec()
+}
+
+/// Copies as much memory as the tensor has, to memory that was touched before: what no pass over it
+/// can beat. On a GPU an operation that reads and writes the tensor once.
+fn copy<const D: usize>(options: Options<'_>, x: &Tensor<D>) -> Box<dyn FnMut() -> Duration> {
+    if !matches!(options.name, "flex" | "ndarray") {
+        let (x, device) = (x.clone().inner(), options.device.clone());
+        return Box::new(move || {
+            let start = Instant::now();
+            let copied = x.clone() + 1.0;
+            device.sync().expect("a device that works");
+            drop(copied);
+            start.elapsed()
+        });
     }
-    sync(&device);
-    start.elapsed()
+    let from = vec![1.0f32; x.shape().num_elements()];
+    let mut to = from.clone();
+    Box::new(move || {
+        // Below this, waking another thread costs more than it copies.
+        const PART: usize = 1 << 20;
+        let part = from.len().div_ceil(rayon::current_num_threads() * 4);
+        let start = Instant::now();
+        match from.len() {
+            0..PART => to.copy_from_slice(&from),
+            _ => to
+                .par_chunks_mut(part)
+                .zip(from.par_chunks(part))
+                .for_each(|(to, from)| to.copy_from_slice(from)),
+        }
+        std::hint::black_box(&mut to);
+        start.elapsed()
+    })
 }
 
-fn infer<const D: usize>(layer: &impl Layer<D>, x: &Tensor<D>) -> Duration {
-    let start = Instant::now();
-    black_box(layer.forward(x.clone()));
-    sync(&x.device());
-    start.elapsed()
-}
-
-fn sync(device: &Device) {
-    device.sync().expect("a device that works");
-}
-
-/// Calls the three in turn until the time is up, at least five times, and returns milliseconds.
+/// Runs the three in turn until the time is up, each in a plain loop as a user has it, and returns
+/// sorted milliseconds.
 fn alternate(
     seconds: f64,
     mut ours: impl FnMut() -> Duration,
@@ -213,46 +121,85 @@ fn alternate(
     mut copy: impl FnMut() -> Duration,
 ) -> [Vec<f64>; 3] {
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
-    let start = Instant::now();
-    while times[0].len() < 6 || start.elapsed().as_secs_f64() < seconds {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        times[0].push(milliseconds(ours()));
-        if let Some(theirs) = &mut theirs {
-            times[1].push(milliseconds(theirs()));
+    // The first of all compiles kernels; the first of each turn finds the other side's data cached.
+    ours();
+    theirs.as_mut().map(|theirs| theirs());
+    let turn = |times: &mut Vec<f64>, run: &mut dyn FnMut() -> Duration| {
+        const TURNS: f64 = 10.0;
+        run();
+        let start = Instant::now();
+        for round in 0.. {
+            if round >= 2 && start.elapsed().as_secs_f64() > seconds / TURNS / 3.0 {
+                break;
+            }
+            times.push(run().as_secs_f64() * 1e3);
         }
-        times[2].push(milliseconds(copy()));
-    }
-    // The first of each warms caches and compiles kernels.
-    times.map(|times| times.into_iter().skip(1).collect())
-}
-
-/// Both layers agree on the output and on every gradient.
-fn check<const D: usize>(
-    ours: &impl Layer<D>,
-    theirs: &impl Layer<D>,
-    x: &Tensor<D>,
-    dy: &Tensor<D>,
-) {
-    let run = |layer: &dyn Fn(Tensor<D>) -> Tensor<D>| {
-        let x = x.clone().detach().require_grad();
-        let y = layer(x.clone());
-        let gradients = (y.clone() * dy.clone()).sum().backward();
-        let x_grad = x.grad(&gradients).expect("a gradient");
-        (y.inner(), x_grad)
     };
-    let (y, dx) = run(&|x| ours.forward(x));
-    let (expected_y, expected_dx) = run(&|x| theirs.forward(x));
-    for (what, got, expected) in [("y", y, expected_y), ("dx", dx, expected_dx)] {
-        let error: f32 = (got - expected).abs().max().into_scalar();
-        assert!(error < 1e-3, "{what} differs by {error} on {:?}", x.dims());
+    let start = Instant::now();
+    while times[0].is_empty() || start.elapsed().as_secs_f64() < seconds {
+        turn(&mut times[0], &mut ours);
+        if let Some(theirs) = &mut theirs {
+            turn(&mut times[1], theirs);
+        }
+        turn(&mut times[2], &mut copy);
     }
+    times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times
+    })
 }
 
-fn sorted(mut times: Vec<f64>) -> Vec<f64> {
-    times.sort_by(f64::total_cmp);
-    times
+/// The output of a training pass and its gradients.
+type Numbers<const D: usize> = [(&'static str, Tensor<D>); 4];
+
+/// What a layer makes of `x` and `dy`, as tensors of the device that the layer is on.
+fn numbers<const D: usize>(layer: &dyn Layer<D>, x: &Tensor<D>, dy: &Tensor<D>) -> Numbers<D> {
+    let forward = run(layer, Pass::Forward, x, dy).1;
+    let Results { dx, parameters, .. } = run(layer, Pass::ForwardBackward, x, dy).1;
+    let vector = |grad: Option<Tensor<1>>| {
+        let mut shape = [1; D];
+        let grad = grad.expect("a gradient");
+        shape[0] = grad.dims()[0];
+        // A sum over many values, so relative to the largest.
+        let scale = grad.clone().abs().max().into_scalar::<f32>().max(1.0);
+        (grad / scale).reshape(shape)
+    };
+    let [dgamma, dbeta] = parameters.map(vector);
+    [
+        ("y", forward.y.expect("an output").without_autodiff()),
+        ("dx", dx.expect("a gradient")),
+        ("dgamma", dgamma),
+        ("dbeta", dbeta),
+    ]
+}
+
+/// The reference: burn-nn's layer on flex, which knows channels on axis 1 alone.
+fn reference<const D: usize>(x: &Tensor<D>, dy: &Tensor<D>, axis: usize) -> Numbers<D> {
+    let flex = &Device::flex().autodiff();
+    let second =
+        |tensor: &Tensor<D>| Tensor::<D>::from_data(tensor.to_data(), flex).swap_dims(1, axis);
+    let layer = burn::nn::BatchNormConfig::new(x.dims()[axis]).init(flex);
+    numbers(&layer, &second(x), &second(dy)).map(|(what, tensor)| match what {
+        "y" | "dx" => (what, tensor.swap_dims(1, axis)),
+        _ => (what, tensor),
+    })
+}
+
+/// What differs most from the reference, if anything does.
+fn difference<const D: usize>(got: Numbers<D>, expected: &Numbers<D>) -> Option<String> {
+    got.into_iter()
+        .zip(expected)
+        .find_map(|((what, got), (_, expected))| {
+            let expected = Tensor::<D>::from_data(expected.to_data(), &got.device());
+            let error: f32 = (got - expected).abs().max().into_scalar();
+            let close = error < 1e-3;
+            (!close).then(|| format!("{what} differs by {error} from the reference"))
+        })
 }
 
 fn quantile(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+    sorted
+        .get((sorted.len().saturating_sub(1) as f64 * share).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }

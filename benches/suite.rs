@@ -4,17 +4,21 @@
 //! cargo run --release -p batchnorm-benches --bin suite -- --device flex --json flex.json
 //! ```
 //!
-//! Each case first checks both layers against each other, then times them in turn, pass by pass, so
+//! Each case first checks both layers against a reference, then times them in turn, pass by pass, so
 //! that a change of the machine's mood meets both. The floor is the time that the passes over memory
-//! take which no implementation can avoid, at the bandwidth of copying a tensor of that shape, measured
-//! between the same passes: reading x and writing y for a forward pass (2 passes), and reading x and
-//! dy and writing dx for a backward pass (3 more).
+//! take which no implementation can avoid, at the bandwidth of copying a tensor of that shape between
+//! buffers that were touched before, measured between the same passes: reading x and writing y for a
+//! forward pass (2 passes), and reading x and dy and writing dx for a backward pass (3 more).
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
-use batchnorm_benches::case::{Report, measure};
 use clap::Parser;
+use serde::Serialize;
+
+use crate::case::{Options, measure};
+use crate::{Pass, SHAPES, with_rank};
 
 /// Times the layer and burn-nn's on the shapes of real networks.
 #[derive(Debug, Parser)]
@@ -34,26 +38,14 @@ struct Arguments {
     /// Channels on the last axis instead of axis 1, for our layer alone
     #[arg(long)]
     channels_last: bool,
+    /// Leave burn-nn's layer out
+    #[arg(long)]
+    ours_only: bool,
 }
 
 /// The length of every axis.
 #[derive(Debug, Clone)]
 struct Shape(Vec<usize>);
-
-const SHAPES: [&[usize]; 12] = [
-    &[32, 50],
-    &[128, 512],
-    &[1024, 512],
-    &[4096, 1024],
-    &[64, 128, 256],
-    &[32, 64, 56, 56],
-    &[32, 256, 56, 56],
-    &[32, 512, 28, 28],
-    &[32, 2048, 7, 7],
-    &[8, 256, 28, 28],
-    &[1, 64, 224, 224],
-    &[4, 32, 16, 28, 28],
-];
 
 fn shape(text: &str) -> Result<Shape, String> {
     let axes = text
@@ -66,31 +58,105 @@ fn shape(text: &str) -> Result<Shape, String> {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// Medians of one pass over one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Lengths of the axes.
+    pub shape: Vec<usize>,
+    /// The device, as the example names it.
+    pub device: String,
+    /// `forward`, `forward_backward` or `inference`.
+    pub pass: String,
+    /// Our layer, milliseconds.
+    pub ours_ms: f64,
+    /// Half the distance between the quartiles of ours, milliseconds.
+    pub ours_spread_ms: f64,
+    /// burn-nn's layer, milliseconds, if it took part.
+    pub burn_nn_ms: Option<f64>,
+    /// The passes over memory that cannot be avoided, milliseconds.
+    pub floor_ms: f64,
+}
+
+impl Report {
+    /// Times as fast as burn-nn.
+    fn ratio(&self) -> Option<f64> {
+        self.burn_nn_ms.map(|theirs| theirs / self.ours_ms)
+    }
+
+    fn header() -> String {
+        format!(
+            "{:<20}{:<18}{:>11}{:>10}{:>13}{:>9}{:>11}",
+            "shape", "pass", "ours ms", "+-", "burn-nn ms", "ratio", "x floor"
+        )
+    }
+
+    /// The geometric means of the ratios, pass by pass.
+    fn summary(reports: &[Self]) -> String {
+        let lines = Pass::ALL.map(|pass| {
+            let logs: Vec<f64> = reports
+                .iter()
+                .filter(|report| report.pass == pass.to_string())
+                .filter_map(Report::ratio)
+                .map(f64::ln)
+                .collect();
+            match logs.is_empty() {
+                true => String::new(),
+                false => {
+                    let mean = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+                    format!("geometric mean, {pass}: {mean:.2} times as fast as burn-nn\n")
+                }
+            }
+        });
+        lines.concat()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |value: Option<f64>, digits| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => "-".to_string(),
+        };
+        write!(
+            f,
+            "{:<20}{:<18}{:>11.4}{:>10.4}{:>13}{:>9}{:>11.2}",
+            format!("{:?}", self.shape).replace(' ', ""),
+            self.pass,
+            self.ours_ms,
+            self.ours_spread_ms,
+            number(self.burn_nn_ms, 4),
+            number(self.ratio(), 2),
+            self.ours_ms / self.floor_ms,
+        )
+    }
+}
+
+/// Parses the command line, times, prints, and writes the file that was asked for.
+///
+/// # Errors
+///
+/// If there is no such device, or the file cannot be written.
+pub fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let device = mnist::device::resolve(&arguments.device)?.device();
     let shapes = match arguments.shapes.is_empty() {
         true => SHAPES.map(|axes| Shape(axes.to_vec())).to_vec(),
         false => arguments.shapes,
     };
-    let seconds = if arguments.quick { 0.2 } else { 2.0 };
+    let options = Options {
+        name: &arguments.device,
+        device: &device,
+        channels_last: arguments.channels_last,
+        ours_only: arguments.ours_only,
+        seconds: if arguments.quick { 0.2 } else { 2.0 },
+    };
 
     println!("{}", Report::header());
     let mut reports = Vec::new();
     for Shape(axes) in shapes {
-        let new = |reports: Vec<Report>| {
-            for report in &reports {
-                println!("{report}");
-            }
-            reports
-        };
-        reports.extend(new(measure(
-            &arguments.device,
-            &device,
-            &axes,
-            arguments.channels_last,
-            seconds,
-        )));
+        let new = with_rank!(axes[..], shape => measure(shape, options));
+        new.iter().for_each(|report| println!("{report}"));
+        reports.extend(new);
     }
     println!("{}", Report::summary(&reports));
 

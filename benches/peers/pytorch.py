@@ -42,6 +42,8 @@ def passes_of(shape):
 if __name__ == "__main__":
     options = arguments(__doc__.splitlines()[0])
     torch.set_num_threads(options.threads)
+    # As the suite does: glibc learns from it to keep freed memory (`settle_allocator`).
+    torch.empty(31 << 20, dtype=torch.uint8)
     print(f"PyTorch {torch.__version__}, {options.threads} threads, ours: {options.suite.name} "
           f"on {options.device}")
     compare(options, "torch", passes_of)

@@ -32,11 +32,7 @@ pub fn train_backward(
         saved: true,
         epilogue,
     };
-    let mut session = given.session(client, problem, &out)?;
-    if !problem.layout.is_empty() && !out.is_empty() {
-        gradients(&mut session, given, out)?;
-    }
-    Ok(session.launches)
+    given.gradients(client, problem, out)
 }
 
 /// The gradients of [`normalize`](crate::normalize), for which the mean is a constant.
@@ -61,11 +57,7 @@ pub fn normalize_backward(
         saved: false,
         epilogue,
     };
-    let mut session = given.session(client, problem, &out)?;
-    if !problem.layout.is_empty() && !out.is_empty() {
-        gradients(&mut session, given, out)?;
-    }
-    Ok(session.launches)
+    given.gradients(client, problem, out)
 }
 
 /// `sum dy` and `sum dy * (x - mean)` of every channel, `[channels]` each. One launch where a channel is one cube's, else two.
@@ -91,11 +83,7 @@ pub fn backward_sums(
         shift: Some(sum),
         ..Gradients::default()
     };
-    let mut session = given.session(client, problem, &out)?;
-    if !problem.layout.is_empty() {
-        gradients(&mut session, given, out)?;
-    }
-    Ok(session.launches)
+    given.gradients(client, problem, out)
 }
 
 /// `dx = a * dy + b * (x - mean) + c`, with one `a`, `b` and `c` per channel. One launch.
@@ -169,6 +157,20 @@ impl Given<'_> {
         let name = if self.saved { "saved" } else { "mean" };
         session.expect_channels(self.center_rows() as u64, [(name, Some(self.center))])?;
         Ok(session)
+    }
+
+    /// Checks everything, then launches what `out` wants.
+    fn gradients(
+        self,
+        client: &Client,
+        problem: Problem,
+        out: Gradients<'_>,
+    ) -> Result<Launches, Error> {
+        let mut session = self.session(client, problem, &out)?;
+        if !problem.layout.is_empty() && !out.is_empty() {
+            gradients(&mut session, self, out)?;
+        }
+        Ok(session.launches)
     }
 
     pub fn center_rows(&self) -> usize {

@@ -190,9 +190,12 @@ fn gradients_as<T: HostTensor, E: HostElement>(
     let residual = (pass.residual && activated).then(|| residual.into_contiguous());
     // The scale of given statistics is gamma * inv_std: with an inverse deviation of 1 the gradient
     // for gamma is that for the scale.
-    let ones = vec![E::Accum::from_f64(1.0); channels];
+    let ones;
     let (mean, mean_low, inv_std) = match statistics {
-        Statistics::Given => (saved.values(), None, &ones[..]),
+        Statistics::Given => {
+            ones = vec![E::Accum::from_f64(1.0); channels];
+            (saved.values(), None, &ones[..])
+        }
         Statistics::Batch => {
             let (mean, rest) = saved.values().split_at(channels);
             let (mean_low, inv_std) = rest.split_at(channels);

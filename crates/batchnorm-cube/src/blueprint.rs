@@ -11,29 +11,31 @@ pub(crate) struct CubeShape {
     pub columns: bool,
     /// Whether the tensor is read as pairs of values; see `kernels/access.rs`.
     pub packed: bool,
-    /// Units side by side; a power of two.
+    /// Units on neighbouring channels, and results of a reduction; a power of two.
+    pub units_c: usize,
+    /// Units along a row of a channel; a power of two.
     pub units_x: usize,
     /// Units on different outer indices; a power of two.
     pub units_y: usize,
+    /// Neighbouring units that exchange values without a barrier; a power of two, 1 where the device has no plane operations.
+    pub plane: usize,
 }
 
 impl CubeShape {
     /// Units of a cube.
     pub fn units(&self) -> usize {
-        self.units_x * self.units_y
+        self.units_c * self.units_x * self.units_y
     }
 
-    /// Results of a cube's reduction: one, or one per column of units.
-    pub fn results(&self) -> usize {
-        match self.columns {
-            true => self.units_x,
-            false => 1,
-        }
+    /// Steps that merge the units' results inside of their planes.
+    pub fn plane_steps(&self) -> usize {
+        let reach = self.plane.min(self.units());
+        (reach / self.units_c).max(1).ilog2() as usize
     }
 
-    /// Steps of a tree that merges the units' results.
-    pub fn merge_steps(&self) -> usize {
-        (self.units() / self.results()).ilog2() as usize
+    /// Steps after those, through shared memory.
+    pub fn cube_steps(&self) -> usize {
+        (self.units() / self.units_c).ilog2() as usize - self.plane_steps()
     }
 }
 
@@ -78,4 +80,34 @@ pub(crate) struct SumsBlueprint {
     pub early: EarlyGrad,
     /// Whether the gradient of the residual is written in the same sweep.
     pub residual_grad: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps in planes and through shared memory.
+    fn steps(units_c: usize, units_x: usize, units_y: usize, plane: usize) -> (usize, usize) {
+        let shape = CubeShape {
+            columns: units_x == 1,
+            packed: false,
+            units_c,
+            units_x,
+            units_y,
+            plane,
+        };
+        (shape.plane_steps(), shape.cube_steps())
+    }
+
+    #[test]
+    fn planes_take_the_steps_that_they_can() {
+        assert_eq!(steps(1, 64, 4, 32), (5, 3));
+        assert_eq!(steps(8, 1, 32, 32), (2, 3));
+        assert_eq!(steps(2, 4, 32, 32), (4, 3));
+        // No plane operations; a plane that is all columns; a cube that is smaller than a plane; nothing to merge.
+        assert_eq!(steps(1, 64, 4, 1), (0, 8));
+        assert_eq!(steps(32, 1, 8, 32), (0, 3));
+        assert_eq!(steps(1, 4, 2, 32), (3, 0));
+        assert_eq!(steps(8, 1, 1, 32), (0, 0));
+    }
 }

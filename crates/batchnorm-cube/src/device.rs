@@ -4,6 +4,9 @@
 //! reduction. A software device (CubeCL's CPU runtime, or Vulkan on the CPU, which shows by a plane of at most 16 units and no plane
 //! operations) runs a cube's units one plane after the other on one core: there barriers cost and width gains nothing, so a cube is one plane
 //! and a handful of cubes is enough.
+//!
+//! Plane operations are used where the device has them and all of its planes have one size: AMD's cards under Vulkan have planes of 32 or 64
+//! units and Intel's of 8 to 32, as the driver's compiler likes, and a kernel that is cut for one size would be wrong with another.
 
 use cubecl::features::Plane;
 use cubecl::ir::UIntKind;
@@ -28,6 +31,8 @@ pub(crate) struct Device {
     pub software: bool,
     /// The most units of a cube; a power of two.
     pub units: usize,
+    /// Neighbouring units that can exchange values; a power of two, 1 where there are no plane operations.
+    pub plane: usize,
     /// Cubes that keep it busy.
     pub cubes: usize,
     /// Storage buffers of a kernel.
@@ -45,10 +50,11 @@ impl Device {
         let properties = client.properties();
         let hardware = &properties.hardware;
         let plane = hardware.plane_size_max.max(1) as usize;
+        let plane_operations = properties.features.plane.contains(Plane::Ops);
+        let fixed = hardware.plane_size_min == hardware.plane_size_max && plane.is_power_of_two();
         let software = match problem.strategy {
             Strategy::Auto => {
-                let planes = properties.features.plane.contains(Plane::Ops);
-                hardware.num_cpu_cores.is_some() || (plane <= 16 && !planes)
+                hardware.num_cpu_cores.is_some() || (plane <= 16 && !plane_operations)
             }
             Strategy::Gpu => false,
             Strategy::Software => true,
@@ -64,6 +70,10 @@ impl Device {
         Self {
             software,
             units: floor_power(units),
+            plane: match plane_operations && fixed {
+                true => plane,
+                false => 1,
+            },
             cubes: match software {
                 true => CPU_CUBES,
                 false => processors * GPU_CUBES,

@@ -182,9 +182,9 @@ impl Buffers {
 }
 
 impl Cut {
-    /// The units of a cube.
+    /// The units of a cube, in one dimension: a plane is then a run of neighbours, and `kernels/walk.rs` says where they lie.
     pub fn cube_dim(&self) -> CubeDim {
-        CubeDim::new_2d(self.shape.units_x as u32, self.shape.units_y as u32)
+        CubeDim::new_1d(self.shape.units() as u32)
     }
 
     /// The runtime part of the cut.

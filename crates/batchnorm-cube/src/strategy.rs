@@ -6,7 +6,8 @@
 //!   then one kernel can do everything (`splits == 1`).
 //! - Otherwise it is split over the grid, outer indices first and then the inner ones, until there are enough cubes; partial results wait in a
 //!   scratch buffer and are merged in a fixed order.
-//! - `inner == 1` is walked by columns: units along channels, vectors across them.
+//! - `inner == 1` is walked by columns: units along channels, vectors across them. On a GPU a cube takes several channels too where `inner`
+//!   is small, so that it reads memory that lies together.
 //!
 //! # Element-wise kernels
 //!
@@ -20,6 +21,8 @@ use crate::problem::{Layout, Problem};
 
 /// Vectors per unit below which a GPU's cube is made smaller or a channel not split further.
 const GPU_WORK: usize = 4;
+/// Values in a row that a GPU's cube reads at least, of several channels where one has less: 128 bytes of `f32`, four sectors of its cache.
+const GPU_SPAN: usize = 32;
 /// Elements below which splitting costs more launches than it gains time.
 const SMALL: usize = 1 << 15;
 
@@ -114,19 +117,21 @@ impl Cut {
         let vector = widest(channels, device.vector);
         let channels = channels / vector;
         let units_y = ceil_power(splits).min(device.units).min(32);
-        let units_x = ceil_power(channels).min(device.units / units_y).min(32);
+        let units_c = ceil_power(channels).min(device.units / units_y).min(32);
         Self {
             shape: CubeShape {
                 columns: true,
                 packed: false,
-                units_x,
+                units_c,
+                units_x: 1,
                 units_y,
+                plane: device.plane,
             },
             vector,
             outer: splits,
             channels,
             row: 1,
-            tiles: channels.div_ceil(units_x),
+            tiles: channels.div_ceil(units_c),
             outer_share: splits,
             row_share: 1,
         }
@@ -152,38 +157,34 @@ impl Cut {
             true => (channels / vector, 1),
             false => (channels, inner / vector),
         };
-        let (units_x, units_y, tiles) = if columns {
-            // On a GPU a quarter of a plane reads whole sectors and leaves more tiles.
-            let widest = match device.software {
-                true => device.units,
-                false => 8,
-            };
-            let x = ceil_power(channels).min(widest).min(device.units);
-            let y = match device.software {
-                true => 1,
-                false => floor_power((outer / GPU_WORK).max(1)).min(device.units / x),
-            };
-            (x, y, channels.div_ceil(x))
-        } else {
-            let busy = match device.software {
-                true => device.units,
-                false => floor_power((outer * row / GPU_WORK).max(32)).min(device.units),
-            };
-            let x = ceil_power(row).min(busy);
-            (x, (busy / x).min(ceil_power(outer)), channels)
+        let side = ceil_power(channels);
+        let length = ceil_power(row).min(device.units);
+        let (units_c, units) = match device.software {
+            // Barriers cost more than idle units: a unit has its channels to itself.
+            true if columns => (side.min(device.units), side.min(device.units)),
+            true => (1, device.units),
+            false => {
+                let span = (GPU_SPAN / vector).min(device.units);
+                let units_c = (span / length).clamp(1, side);
+                let units = floor_power((units_c * outer * row / GPU_WORK).max(32));
+                (units_c, units.min(device.units))
+            }
         };
+        let units_x = length.min(units);
         Self {
             shape: CubeShape {
                 columns,
                 packed: device.pairs && vector.is_multiple_of(2),
+                units_c,
                 units_x,
-                units_y,
+                units_y: (units / (units_c * units_x)).min(ceil_power(outer)),
+                plane: device.plane,
             },
             vector,
             outer,
             channels,
             row,
-            tiles,
+            tiles: channels.div_ceil(units_c),
             outer_share: outer,
             row_share: row,
         }
@@ -236,6 +237,7 @@ mod tests {
         Device {
             software,
             units: if software { 8 } else { 256 },
+            plane: if software { 1 } else { 32 },
             cubes: if software { CPU_CUBES } else { 132 * GPU_CUBES },
             bindings: 31,
             vector: 4,
@@ -270,11 +272,7 @@ mod tests {
                             assert!(cut.shape.units() <= device.units, "{cut:?}");
                             assert!(cut.outer_share * cut.outer.div_ceil(cut.outer_share) >= outer);
                             assert!(cut.row_share * cut.row_splits() >= cut.row);
-                            let width = match cut.shape.columns {
-                                true => cut.shape.units_x,
-                                false => 1,
-                            };
-                            assert!(cut.tiles * width >= cut.channels, "{cut:?}");
+                            assert!(cut.tiles * cut.shape.units_c >= cut.channels, "{cut:?}");
                         }
                     }
                 }

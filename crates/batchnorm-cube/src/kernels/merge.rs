@@ -6,10 +6,26 @@
 //!   n = n_a + n_b      d = mean_b - mean_a      mean = mean_a + d * n_b / n      M2 = M2_a + M2_b + d^2 * n_a * n_b / n
 //! ```
 //!
-//! sums by addition. The lanes of a vector along a channel are merged first, then the units of a cube in a tree through shared memory (one
-//! barrier per step, none where a unit has its channels to itself; that happens once per cube, so plane operations, which not every device
-//! has, would gain next to nothing), then the cubes by the finishing kernel. The order is a function of the
-//! cut alone, so results are deterministic; there are no atomics. Lanes of a vector across channels are never merged.
+//! sums by addition. The lanes of a vector along a channel are merged first, then the units of a cube, then the cubes by the finishing
+//! kernel. Lanes of a vector across channels are never merged. The order is a function of the cut alone, so results are deterministic; there
+//! are no atomics.
+//!
+//! # The units of a cube
+//!
+//! Units on the same channel are `units_c` apart (`walk.rs`), so each step merges pairs a power of two apart. Of 64 units, 8 on each of 8
+//! channels, with planes of 32:
+//!
+//! ```text
+//!   unit  0..7   8..15   16..23   24..31  |  32..39   40..47   48..55   56..63
+//!           a <-> b        c  <->  d             e  <->  f        g  <->  h       in a plane, 8 apart
+//!           ab <---------> cd                    ef <---------> gh                in a plane, 16 apart
+//!           abcd <------------------------------ efgh                             through shared memory
+//! ```
+//!
+//! Where the device has plane operations, units of a plane exchange registers: no memory, no barrier. Both units of a pair compute the same
+//! thing, the lower one's part merged with the upper one's, so that all of them end with the same bits. What is left, one value per plane and
+//! channel, goes through shared memory with a barrier per step. Without plane operations everything does. Where a unit has its channels to
+//! itself there is no step at all.
 
 use cubecl::prelude::*;
 
@@ -55,6 +71,23 @@ impl<A: Float, N: Size> Partial<A, N> {
         }
         self.count = count;
     }
+
+    /// Merges with the unit of the same plane whose position differs in the bit `distance`; both of them get the same bits.
+    fn exchange(&mut self, #[comptime] distance: u32, #[comptime] kind: Merge) {
+        let count = plane_shuffle_xor(self.count, distance);
+        let first = plane_shuffle_xor(self.first, distance);
+        let second = plane_shuffle_xor(self.second, distance);
+        let lower = UNIT_POS & distance == 0;
+        let upper_part = Partial::<A, N> {
+            count: select(lower, count, self.count),
+            first: select(lower, first, self.first),
+            second: select(lower, second, self.second),
+        };
+        self.count = select(lower, self.count, count);
+        self.first = select(lower, self.first, first);
+        self.second = select(lower, self.second, second);
+        self.merge(upper_part, kind);
+    }
 }
 
 /// The lanes of a vector along a channel in one; the vector itself across channels.
@@ -99,51 +132,76 @@ pub(crate) fn merge_units<A: Float, P: Size>(
     #[comptime] kind: Merge,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, P> {
-    if comptime!(shape.merge_steps() == 0) {
+    let mut part = part;
+    if comptime!(shape.plane_steps() > 0) {
+        // Loops of different lengths may have parted the plane's units, and on CUDA a shuffle reaches those only that run with it.
+        sync_plane();
+    }
+    #[unroll]
+    for step in 0..comptime!(shape.plane_steps()) {
+        part.exchange(comptime!((shape.units_c << step) as u32), kind);
+    }
+    if comptime!(shape.cube_steps() == 0) {
         part
     } else {
-        let units = comptime!(shape.units());
-        let mut counts = Shared::<[A]>::new_slice(units);
-        let mut firsts = Shared::<[Vector<A, P>]>::new_slice(units);
-        let mut seconds = Shared::<[Vector<A, P>]>::new_slice(units);
+        merge_planes::<A, P>(part, kind, shape)
+    }
+}
 
-        let unit = UNIT_POS as usize;
-        counts[unit] = part.count;
-        firsts[unit] = part.first;
-        seconds[unit] = part.second;
+/// The results of a cube's planes, or of its units where planes have merged nothing, in one per channel.
+#[cube]
+fn merge_planes<A: Float, P: Size>(
+    part: Partial<A, P>,
+    #[comptime] kind: Merge,
+    #[comptime] shape: CubeShape,
+) -> Partial<A, P> {
+    let results = comptime!(shape.units_c);
+    // Units in a row that hold the same results.
+    let merged = comptime!(results << shape.plane_steps());
+    let parts = comptime!(shape.units() >> shape.plane_steps());
+    let mut counts = Shared::<[A]>::new_slice(parts);
+    let mut firsts = Shared::<[Vector<A, P>]>::new_slice(parts);
+    let mut seconds = Shared::<[Vector<A, P>]>::new_slice(parts);
+
+    let unit = UNIT_POS as usize;
+    let result = unit % results;
+    if unit % merged < results {
+        let slot = unit / merged * results + result;
+        counts[slot] = part.count;
+        firsts[slot] = part.first;
+        seconds[slot] = part.second;
+    }
+    sync_cube();
+
+    #[unroll]
+    for step in 0..comptime!(shape.cube_steps()) {
+        let half = comptime!(parts >> (step + 1));
+        if unit < half {
+            let other = unit + half;
+            let mut low = Partial::<A, P> {
+                count: counts[unit],
+                first: firsts[unit],
+                second: seconds[unit],
+            };
+            low.merge(
+                Partial::<A, P> {
+                    count: counts[other],
+                    first: firsts[other],
+                    second: seconds[other],
+                },
+                kind,
+            );
+            counts[unit] = low.count;
+            firsts[unit] = low.first;
+            seconds[unit] = low.second;
+        }
         sync_cube();
+    }
 
-        #[unroll]
-        for step in 0..comptime!(shape.merge_steps()) {
-            let half = comptime!(shape.units() >> (step + 1));
-            if unit < half {
-                let other = unit + half;
-                let mut merged = Partial::<A, P> {
-                    count: counts[unit],
-                    first: firsts[unit],
-                    second: seconds[unit],
-                };
-                merged.merge(
-                    Partial::<A, P> {
-                        count: counts[other],
-                        first: firsts[other],
-                        second: seconds[other],
-                    },
-                    kind,
-                );
-                counts[unit] = merged.count;
-                firsts[unit] = merged.first;
-                seconds[unit] = merged.second;
-            }
-            sync_cube();
-        }
-
-        let result = unit % comptime!(shape.results());
-        Partial::<A, P> {
-            count: counts[result],
-            first: firsts[result],
-            second: seconds[result],
-        }
+    Partial::<A, P> {
+        count: counts[result],
+        first: firsts[result],
+        second: seconds[result],
     }
 }
 

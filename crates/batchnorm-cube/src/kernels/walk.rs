@@ -1,19 +1,24 @@
 //! Which unit reads what.
 //!
-//! A tensor of `(outer, channels, inner)` is a matrix of `outer` rows in memory. A cube takes a tile of it: a block of channels times a share
-//! of the rest, so that a channel is one cube's or several cubes' (`splits`). Units form a rectangle in the cube:
+//! A tensor of `(outer, channels, inner)` is a matrix of `outer` rows in memory. A cube takes a tile of it: neighbouring channels times a
+//! share of the rest, so that a channel is one cube's or several cubes' (`splits`). Units form a box in the cube, `units_c` channels by
+//! `units_x` vectors of a row by `units_y` rows:
 //!
 //! ```text
-//!   rows (inner > 1): tile = one channel            columns (inner == 1): tile = units_x vectors of channels
+//!   rows (inner > 1), units_c = 1                    columns (inner == 1): vectors across channels, units_x = 1
 //!
 //!            inner, in vectors                                channels, in vectors
-//!   outer 0 | x0 x1 x2 x3 x0 x1 ..                   outer 0 | x0 x1 x2 x3
-//!   outer 1 | x0 x1 x2 x3 x0 x1 ..   (y = 1)         outer 1 | x0 x1 x2 x3   (y = 1)
-//!   outer 2 | x0 x1 x2 x3 x0 x1 ..   (y = 0)         outer 2 | x0 x1 x2 x3   (y = 0)
+//!   outer 0 | x0 x1 x2 x3 x0 x1 ..                   outer 0 | c0 c1 c2 c3
+//!   outer 1 | x0 x1 x2 x3 x0 x1 ..   (y = 1)         outer 1 | c0 c1 c2 c3   (y = 1)
+//!   outer 2 | x0 x1 x2 x3 x0 x1 ..   (y = 0)         outer 2 | c0 c1 c2 c3   (y = 0)
 //! ```
 //!
-//! Neighbouring units read neighbouring vectors. A unit's walk over its vectors is one flat loop whose index moves by additions only: the
-//! divisions are made once, where the walk starts. Units with nothing to do walk zero steps, so that barriers are met by all of them.
+//! Rows that are shorter than what memory delivers at once are in between: several channels side by side, several vectors of each.
+//! `UNIT_POS` counts channels first, then vectors, then rows: units on the same channel are `units_c` apart, which is what `merge.rs` builds
+//! on, and units next to each other read memory that lies together.
+//!
+//! A unit's walk over its vectors is one flat loop whose index moves by additions only: the divisions are made once, where the walk starts.
+//! Units with nothing to do walk zero steps, so that barriers are met by all of them.
 
 use cubecl::prelude::*;
 
@@ -62,49 +67,36 @@ pub(crate) struct Walk {
 impl Walk {
     /// The way of this unit.
     pub fn new(geometry: &Geometry, #[comptime] shape: CubeShape) -> Walk {
-        let tile = CUBE_POS % geometry.tiles;
-        let split = CUBE_POS / geometry.tiles;
-        let unit_x = UNIT_POS_X as usize;
-        let unit_y = UNIT_POS_Y as usize;
-        let outer_split = split / geometry.row_splits;
+        let unit = UNIT_POS as usize;
+        let unit_c = unit % comptime!(shape.units_c);
+        let unit_x = unit / comptime!(shape.units_c) % comptime!(shape.units_x);
+        let unit_y = unit / comptime!(shape.units_c * shape.units_x);
 
-        let begin = outer_split * geometry.outer_share;
+        let wanted = CUBE_POS % geometry.tiles * comptime!(shape.units_c) + unit_c;
+        let inside = wanted < geometry.channels;
+        let channel = at_most(wanted, geometry.channels - 1);
+
+        let split = CUBE_POS / geometry.tiles;
+        let begin = split / geometry.row_splits * geometry.outer_share;
         let end = at_most(begin + geometry.outer_share, geometry.outer);
         let rows = steps(begin + unit_y, end, comptime!(shape.units_y));
+        let row_begin = split % geometry.row_splits * geometry.row_share;
+        let row_end = at_most(row_begin + geometry.row_share, geometry.row);
+        let per_row = steps(row_begin + unit_x, row_end, comptime!(shape.units_x));
 
-        if comptime!(shape.columns) {
-            let wanted = tile * comptime!(shape.units_x) + unit_x;
-            let inside = wanted < geometry.channels;
-            let channel = at_most(wanted, geometry.channels - 1);
-            Walk {
-                count: select(inside, rows, 0usize),
-                index: (begin + unit_y) * geometry.channels + channel,
-                origin: channel,
-                channel,
-                split,
-                writes: unit_y == 0 && inside && begin < geometry.outer,
-                left: 1usize,
-                per_row: 1usize,
-                jump: geometry.channels * comptime!(shape.units_y),
-            }
-        } else {
-            let row_begin = (split % geometry.row_splits) * geometry.row_share;
-            let row_end = at_most(row_begin + geometry.row_share, geometry.row);
-            let per_row = steps(row_begin + unit_x, row_end, comptime!(shape.units_x));
-            let start = ((begin + unit_y) * geometry.channels + tile) * geometry.row;
-            let height = geometry.channels * geometry.row * comptime!(shape.units_y);
-            let width = per_row * comptime!(shape.units_x);
-            Walk {
-                count: rows * per_row,
-                index: start + row_begin + unit_x,
-                origin: tile * geometry.row,
-                channel: tile,
-                split,
-                writes: unit_x == 0 && unit_y == 0 && begin < geometry.outer,
-                left: per_row,
-                per_row,
-                jump: height + comptime!(shape.units_x) - width,
-            }
+        let start = ((begin + unit_y) * geometry.channels + channel) * geometry.row;
+        let height = geometry.channels * geometry.row * comptime!(shape.units_y);
+        let width = per_row * comptime!(shape.units_x);
+        Walk {
+            count: select(inside, rows * per_row, 0usize),
+            index: start + row_begin + unit_x,
+            origin: channel * geometry.row,
+            channel,
+            split,
+            writes: unit_x == 0 && unit_y == 0 && inside && begin < geometry.outer,
+            left: per_row,
+            per_row,
+            jump: height + comptime!(shape.units_x) - width,
         }
     }
 

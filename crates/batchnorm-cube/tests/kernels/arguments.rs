@@ -2,7 +2,7 @@
 
 use batchnorm_cube::*;
 
-use crate::device::{client, download, empty, upload};
+use crate::device::{client, client_without_f16, download, empty, upload};
 
 const F32: Element = Element::F32;
 const PROBLEM: Problem = Problem {
@@ -148,23 +148,27 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_type_that_the_device_lacks_is_named() {
-    let Some(client) = client() else { return };
-    let element = Element::Bf16;
-    if client.properties().supports_type(element.elem_type()) {
-        println!("skipped: the adapter has bf16");
-        return;
+fn types_that_the_device_lacks_are_named() {
+    for (client, element, name) in [
+        (client(), Element::Bf16, "bf16"),
+        (client_without_f16(), Element::F16, "f16"),
+    ] {
+        let Some(client) = client else { return };
+        let device = &client.properties().identity.name;
+        if client.properties().supports_type(element.elem_type()) {
+            println!("skipped: {device} has {name}");
+            continue;
+        }
+        let problem = Problem { element, ..PROBLEM };
+        let vector = empty(&client, F32, 3);
+        let error = moments(&client, problem, &vector, &vector, &vector).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{device} does not support {name}: cast the tensor to f32, or use a device that has the type"
+            )
+        );
     }
-    let error = forward(
-        Problem { element, ..PROBLEM },
-        24,
-        3,
-        PARAMS,
-        Activation::None,
-    )
-    .unwrap()
-    .unwrap_err();
-    assert!(error.to_string().contains("bf16"), "{error}");
 }
 
 #[test]

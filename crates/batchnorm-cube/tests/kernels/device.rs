@@ -1,12 +1,15 @@
 //! The device under test, and data on it.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use batchnorm_cube::Element;
 use cubecl::Device;
+use cubecl::features::Plane;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use cubecl::wgpu::WgpuDeviceKind;
+use cubecl::wgpu::wgpu::hal::{Instance as _, api::Vulkan};
+use cubecl::wgpu::wgpu::{self, AdapterInfo, DeviceType, Features};
+use cubecl::wgpu::{RuntimeOptions, WgpuDeviceKind, WgpuSetup, init_device};
 use half::f16;
 
 /// The software adapter, or none.
@@ -28,6 +31,68 @@ pub fn client() -> Option<Client> {
             client
         })
         .clone()
+}
+
+/// The software adapter with plane operations, or none.
+///
+/// CubeCL leaves them out where an adapter says that it is a CPU, even if it has them, which Mesa's has from version 24 on.
+pub fn client_with_planes() -> Option<Client> {
+    static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
+    CLIENT
+        .get_or_init(|| {
+            let client = altered(|info, _| info.device_type = DeviceType::Other)?;
+            let planes = client.properties().features.plane.contains(Plane::Ops);
+            if !planes {
+                eprintln!("skipped: the adapter has no subgroups");
+            }
+            planes.then_some(client)
+        })
+        .clone()
+}
+
+/// The software adapter without f16, or none.
+pub fn client_without_f16() -> Option<Client> {
+    altered(|_, features| features.remove(Features::SHADER_F16))
+}
+
+/// The software adapter, with something changed of what it says about itself.
+fn altered(change: impl FnOnce(&mut AdapterInfo, &mut Features)) -> Option<Client> {
+    // Vulkan's loader does not like instances that come at the same time: CubeCL's first, then one of these after the other.
+    client()?;
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+
+    let backend = wgpu::Backend::Vulkan;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: backend.into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    // SAFETY: the instance outlives the borrow, and nothing is done with it but to list its adapters.
+    let adapters = unsafe { instance.as_hal::<Vulkan>()?.enumerate_adapters(None) };
+    let mut exposed = adapters
+        .into_iter()
+        .find(|adapter| adapter.info.device_type == DeviceType::Cpu)?;
+    exposed.features &=
+        Features::SUBGROUP | Features::SHADER_F16 | Features::SHADER_F64 | Features::SHADER_INT64;
+    change(&mut exposed.info, &mut exposed.features);
+    // SAFETY: the adapter has been listed by this instance.
+    let adapter = unsafe { instance.create_adapter_from_hal(exposed) };
+    let descriptor = wgpu::DeviceDescriptor {
+        required_features: adapter.features(),
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let (device, queue) = cubecl::future::block_on(adapter.request_device(&descriptor))
+        .expect("the adapter has what it says");
+    let setup = WgpuSetup {
+        instance,
+        adapter,
+        device,
+        queue,
+        backend,
+    };
+    let device = init_device(setup, RuntimeOptions::default());
+    Some(Device::Wgpu(device).client())
 }
 
 /// Values for a buffer of the type.

@@ -4,12 +4,16 @@ mod arguments;
 mod case;
 mod device;
 mod numbers;
+mod planes;
 mod primitives;
 mod reference;
+mod training;
 
-use batchnorm_cube::{Activation, Element, Launches, Strategy};
+use batchnorm_cube::{Activation, Element, Layout, Problem, Strategy};
 use case::{Case, check_train};
+use cubecl::prelude::*;
 use device::client;
+use training::{SHAPES, Training};
 
 /// One shape per line of the suite, the large ones scaled down in their outer dimension.
 #[test]
@@ -36,11 +40,16 @@ fn shapes_of_networks() {
 #[test]
 fn odd_shapes() {
     let Some(client) = client() else { return };
+    check_odd_shapes(&client, Strategy::Auto);
+}
+
+fn check_odd_shapes(client: &Client, strategy: Strategy) {
     for inner in [
         1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 49, 63, 64, 65, 127, 257,
     ] {
         for (outer, channels) in [(1, 5), (3, 1), (4, 4), (17, 13), (67, 3)] {
-            check_train(&client, Case::new(outer, channels, inner));
+            let case = Case::new(outer, channels, inner);
+            check_train(client, Case { strategy, ..case });
         }
     }
 }
@@ -149,27 +158,45 @@ fn other_types() {
     }
 }
 
-/// A channel that is one cube's takes one launch, split channels three; the bytes are those of the passes.
+/// A channel that is one cube's takes one launch, split channels three.
 #[test]
 fn launches_are_counted() {
     let Some(client) = client() else { return };
     assert_eq!(check_train(&client, Case::new(4, 64, 49)), (1, 1));
     assert_eq!(check_train(&client, Case::new(256, 64, 1)), (1, 1));
     assert_eq!(check_train(&client, Case::new(64, 1, 1024)), (3, 3));
+}
 
-    let (tensor, passes) = primitives::bytes_of_training(&client);
-    let [forward, backward]: [Launches; 2] = passes;
-    let share =
-        |launches: Launches, passes: u64| launches.bytes() as f64 / (passes * tensor) as f64;
-    assert!((1.0..1.1).contains(&share(forward, 3)), "{forward:?}");
-    assert!((1.0..1.1).contains(&share(backward, 5)), "{backward:?}");
+/// The suite's shapes move the bytes of 3 and 5 passes, in one launch or in three.
+#[test]
+fn bytes_are_those_of_the_passes() {
+    let Some(client) = client() else { return };
+    for (name, shape) in SHAPES {
+        let layout = Layout::from_shape(shape, 1).unwrap();
+        let [x, dy] = [(); 2].map(|()| client.empty(4 * layout.len()));
+        for strategy in [Strategy::Gpu, Strategy::Software] {
+            let problem = Problem {
+                strategy,
+                ..Problem::new(layout, Element::F32)
+            };
+            let step = Training::new(&client, problem, &x, &dy);
+            for (launches, passes) in [step.forward(), step.backward()].iter().zip(step.passes()) {
+                let ratio = launches.bytes() as f64 / passes as f64;
+                assert!((1.0..=1.1).contains(&ratio), "{name}: {ratio} {launches:?}");
+            }
+        }
+    }
 }
 
 /// The cuts for a GPU are right on every device: wide cubes, deep merges, splits over both dimensions, many rows of units.
 #[test]
 fn cuts_for_a_gpu() {
     let Some(client) = client() else { return };
-    let strategy = Strategy::Gpu;
+    check_cuts(&client, Strategy::Gpu);
+    check_odd_shapes(&client, Strategy::Gpu);
+}
+
+fn check_cuts(client: &Client, strategy: Strategy) {
     for (outer, channels, inner) in [
         (2, 300, 49),
         (5, 2, 3),
@@ -180,12 +207,15 @@ fn cuts_for_a_gpu() {
         (301, 7, 1),
         (40_000, 2, 1),
         (1_000, 4, 6),
+        (600, 40, 3),
+        (50, 33, 4),
+        (9, 130, 2),
         (1, 700, 64),
     ] {
         for in_place in [false, true] {
             let case = Case::new(outer, channels, inner);
             check_train(
-                &client,
+                client,
                 Case {
                     strategy,
                     in_place,
@@ -199,6 +229,6 @@ fn cuts_for_a_gpu() {
             residual: true,
             ..Case::new(outer, channels, inner)
         };
-        check_train(&client, Case { strategy, ..case });
+        check_train(client, Case { strategy, ..case });
     }
 }

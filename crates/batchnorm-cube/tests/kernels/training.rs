@@ -1,0 +1,130 @@
+//! The forward and the backward of a training step, on buffers of their own: what the example times and the tests count.
+
+use batchnorm_cube::*;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// The shapes of the suite.
+pub const SHAPES: [(&str, &[usize]); 12] = [
+    ("n32_c64_hw56x56", &[32, 64, 56, 56]),
+    ("n32_c256_hw56x56", &[32, 256, 56, 56]),
+    ("n1024_c512", &[1024, 512]),
+    ("n4096_c1024", &[4096, 1024]),
+    ("n64_c128_l256", &[64, 128, 256]),
+    ("n32_c2048_hw7x7", &[32, 2048, 7, 7]),
+    ("n8_c256_hw28x28", &[8, 256, 28, 28]),
+    ("n1_c64_hw224x224", &[1, 64, 224, 224]),
+    ("n32_c50", &[32, 50]),
+    ("n128_c512", &[128, 512]),
+    ("n32_c512_hw28x28", &[32, 512, 28, 28]),
+    ("n4_c32_dhw16x28x28", &[4, 32, 16, 28, 28]),
+];
+
+/// A training step of `f32` tensors, with running statistics and all gradients.
+pub struct Training<'a> {
+    client: &'a Client,
+    problem: Problem,
+    x: &'a Handle,
+    dy: &'a Handle,
+    /// The output.
+    pub y: Handle,
+    /// The input's gradient.
+    pub dx: Handle,
+    channels: [Handle; 10],
+    saved: Handle,
+}
+
+impl<'a> Training<'a> {
+    /// A step on `x`, with the upstream gradient `dy`; parameters and running statistics are 1.
+    pub fn new(client: &'a Client, problem: Problem, x: &'a Handle, dy: &'a Handle) -> Self {
+        let Layout { channels, .. } = problem.layout;
+        let ones = 1f32.to_ne_bytes().repeat(channels);
+        let [y, dx] = [(); 2].map(|()| client.empty(4 * problem.layout.len()));
+        Self {
+            client,
+            problem,
+            x,
+            dy,
+            y,
+            dx,
+            channels: [(); 10].map(|()| client.create_from_slice(&ones)),
+            saved: client.empty(12 * channels),
+        }
+    }
+
+    /// Launches the forward.
+    pub fn forward(&self) -> Launches {
+        let [
+            scale,
+            shift,
+            mean,
+            variance,
+            new_mean,
+            new_variance,
+            batch_mean,
+            batch_variance,
+            ..,
+        ] = &self.channels;
+        let running = Running {
+            mean,
+            variance,
+            new_mean,
+            new_variance,
+        };
+        let params = TrainParams {
+            epsilon: 1e-5,
+            factor: 0.1,
+            correction: 1.0,
+        };
+        let out = TrainOutputs {
+            y: Target::To(&self.y),
+            mean: Some(batch_mean),
+            variance: batch_variance,
+            saved: &self.saved,
+        };
+        train(
+            self.client,
+            self.problem,
+            self.x,
+            Affine { scale, shift },
+            Some(running),
+            params,
+            Epilogue::default(),
+            out,
+        )
+        .expect("the arguments are right")
+    }
+
+    /// Launches the backward.
+    pub fn backward(&self) -> Launches {
+        let [scale, shift, .., scale_grad, shift_grad] = &self.channels;
+        let out = Gradients {
+            input: Some(Target::To(&self.dx)),
+            scale: Some(scale_grad),
+            shift: Some(shift_grad),
+            residual: None,
+        };
+        train_backward(
+            self.client,
+            self.problem,
+            self.x,
+            self.dy,
+            Affine { scale, shift },
+            &self.saved,
+            Epilogue::default(),
+            out,
+        )
+        .expect("the arguments are right")
+    }
+
+    /// The bytes that the forward and the backward move in theory.
+    ///
+    /// A forward reads x twice and writes y, a backward reads x and dy twice and writes dx: 3 and 5 passes over the tensor. The vectors of
+    /// one value per channel come on top, once each: gamma, beta, 4 of running statistics, mean, variance and the 3 that are saved; in the
+    /// backward those 3, gamma, beta and their gradients.
+    pub fn passes(&self) -> [u64; 2] {
+        let Layout { channels, .. } = self.problem.layout;
+        let len = self.problem.layout.len();
+        [3 * len + 11 * channels, 5 * len + 7 * channels].map(|values| 4 * values as u64)
+    }
+}

@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use batchnorm_cpu::{
-    Affine, BatchStatistics, Element, Epilogue, Gradients, Layout, Saved, Statistics, Stream,
-    backward, train_forward,
+    Affine, BatchStatistics, Element, Epilogue, Gradients, Layout, Normalization, Saved,
+    Statistics, Stream, backward, normalize, train_forward,
 };
 use half::bf16;
 use rayon::prelude::*;
@@ -64,7 +64,7 @@ fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
     let (gamma, beta) = (vec![1.0; channels], vec![0.0; channels]);
     let [mut mean, mut variance, mut inv_std, mut dgamma, mut dbeta] =
         std::array::from_fn(|_| vec![0.0; channels]);
-    let [mut copies, mut forwards, mut backwards] = [const { Vec::new() }; 3];
+    let [mut copies, mut forwards, mut backwards, mut inferences] = [const { Vec::new() }; 4];
     let started = Instant::now();
     // A short call is repeated within a measurement, because the clock itself takes some 30 nanoseconds.
     let repeat = (20_000 / n.max(1)).clamp(1, 100);
@@ -122,13 +122,23 @@ fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
             )
             .expect("valid");
         });
+        time(&mut inferences, &mut || {
+            let params = Normalization {
+                mean: &mean,
+                scale: &gamma,
+                shift: &beta,
+            };
+            normalize(layout, Stream::new(&x, &mut y), params, Epilogue::default()).expect("valid");
+        });
     }
     let (copy, forward, backward) = (median(copies), median(forwards), median(backwards));
+    let inference = median(inferences);
     let (floor_forward, floor_backward) = (copy, copy * 1.5);
     println!(
-        "{name:<22} {copy:>9.4} {forward:>9.4} {:>6.2} {backward:>9.4} {:>6.2}   {:>6.1} GB/s copied",
+        "{name:<22} {copy:>9.4} {forward:>9.4} {:>6.2} {backward:>9.4} {:>6.2} {inference:>9.4} {:>6.2}   {:>6.1} GB/s copied",
         forward / floor_forward,
         backward / floor_backward,
+        inference / floor_forward,
         2.0 * size_of_val(&x[..]) as f64 / copy / 1e6,
     );
 }
@@ -142,8 +152,8 @@ fn main() {
         rayon::current_num_threads()
     );
     println!(
-        "{:<22} {:>9} {:>9} {:>6} {:>9} {:>6}",
-        "shape", "copy", "forward", "x", "backward", "x"
+        "{:<22} {:>9} {:>9} {:>6} {:>9} {:>6} {:>9} {:>6}",
+        "shape", "copy", "forward", "x", "backward", "x", "inference", "x"
     );
     let mut shapes: Vec<(Vec<usize>, usize)> = SHAPES.iter().map(|s| (s.to_vec(), 1)).collect();
     if flag("--channels-last") {

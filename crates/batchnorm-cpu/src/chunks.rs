@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use crate::Element;
-use crate::parallel::{self, Task};
+use crate::parallel::{self, Order, Task};
 use crate::plan::Plan;
 use crate::simd::Isa;
 use crate::simd::columns::Scratch;
@@ -48,6 +48,7 @@ pub(crate) fn statistics<E: Element, St: Statistic<E>>(
             out: [first, second],
         },
         threads,
+        Order::FromTheEnds,
     );
     chunks.merge([first, second]);
 }

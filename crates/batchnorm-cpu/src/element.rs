@@ -47,6 +47,18 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
         n: usize,
         value: Vector<S, Self::Accum>,
     );
+
+    /// Whether `store_past_caches` does what it says.
+    #[doc(hidden)]
+    const PAST_CACHES: bool;
+
+    /// Stores a whole register past the caches where the instruction set can; [`fence`](crate::simd::fence) makes it visible to others.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be valid for writing a register and a multiple of its size.
+    #[doc(hidden)]
+    unsafe fn store_past_caches<S: Simd>(ptr: *mut Self, value: Vector<S, Self::Accum>);
 }
 
 /// A type to accumulate in: `f32` or `f64`.

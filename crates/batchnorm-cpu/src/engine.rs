@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::chunks::{Chunks, statistics};
-use crate::parallel::{self, Task};
+use crate::parallel::{self, Order, Task};
 use crate::plan::Plan;
 use crate::simd::Isa;
 use crate::simd::columns::Scratch;
@@ -66,6 +66,7 @@ pub(crate) fn fused<E: Element, K: Fused<E, P>, const P: usize>(
                 isa,
             },
             threads,
+            Order::FromTheEnds,
         );
     }
     let mut kernel = kernel;
@@ -87,7 +88,7 @@ pub(crate) fn fused<E: Element, K: Fused<E, P>, const P: usize>(
         &mut params,
     );
     let params = std::array::from_fn(|i| &params[i][..]);
-    map_on::<E, K::Pass, P>(isa, &plan, region, params, threads);
+    map_on::<E, K::Pass, P>(isa, &plan, region, params, threads, Order::FromTheMiddle);
 }
 
 struct FusedTask<'a, E: Element, K: Fused<E, P>, const P: usize> {
@@ -161,6 +162,7 @@ impl<E: Element, K: Fused<E, P>, const P: usize> Task for FusedTask<'_, E, K, P>
             self.isa.run(Map::<E, K::Pass, P> {
                 region,
                 regime: plan.regime(),
+                from_memory: false,
                 params,
                 scratch: &mut scratch,
             });

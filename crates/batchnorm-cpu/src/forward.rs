@@ -14,7 +14,7 @@
 //! **Passes over memory.** Where a unit of channels fits the second-level cache, the fused kernel reads x once from memory (the statistics) and once
 //! from the cache (the normalization), and writes y once: 2 passes. `[32, 64, 56, 56]` is done channel by channel, 401 KB each. Where that
 //! is not possible (`[4096, 1024]`: its channels are columns, and a cache full of them would use a few bytes of each memory page) x is read
-//! twice from memory: 3 passes.
+//! twice from memory: 3 passes. An output that no cache can hold is written past them (`simd/operands.rs`).
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -66,8 +66,8 @@
 //!
 //! # Promises
 //!
-//! - Statistics and sums accumulate in `f32` within a block and in `f64` between blocks. The variance is centred, never a difference of
-//!   squares: with a mean of 1e4 and a standard deviation of 1 it keeps four digits in `f32`. A constant channel gives exactly `beta`. Magnitudes
+//! - Statistics and sums accumulate in `f32` within a block and in `f64` between blocks. The variance is taken about a value near the mean,
+//!   which is checked: with a mean of 1e4 and a standard deviation of 1 it keeps four digits in `f32`. A constant channel gives exactly `beta`. Magnitudes
 //!   up to 1e30 give finite, right outputs. NaN and infinity stay within their channel.
 //! - Results depend on the shape and the instruction set, not on the number of threads: they are equal bit by bit.
 //! - Wrong lengths and senseless numbers are an [`Error`], before anything is written. No call panics for its arguments.

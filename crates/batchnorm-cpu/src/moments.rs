@@ -1,18 +1,19 @@
 //! Mean and variance: how they are computed and merged.
 //!
-//! **Within a block** (some thousand values of a channel, which stay in the first-level cache) there are two passes. The first sums the
-//! differences from a *pilot*, the block's first value; the mean is the pilot plus the mean difference. The second sums the squared differences
-//! from that mean:
+//! **Within a block** (some thousand values of a channel) one pass sums the differences from a *pilot* `p` and their squares:
 //!
 //! ```text
-//! mean = p + sum(x - p) / n          m2 = sum((x - mean)^2)
+//! d = sum(x - p) / n          mean = p + d          m2 = sum((x - p)^2) - n * d^2
 //! ```
 //!
-//! Never is a square of the mean subtracted from a mean of squares: with a mean of 1e4 and a standard deviation of 1 that leaves no digit of an
-//! `f32`. The pilot does two things. The differences are as small as the spread, so their sum loses nothing to a large mean. And for a constant
-//! channel all differences are exactly zero, so the mean is that constant exactly and `y` is exactly `beta`, whatever the constant is.
+//! What makes or breaks this is the pilot. With `p = 0` it is the notorious `E[x^2] - E[x]^2`: with a mean of 1e4 and a standard deviation of 1
+//! that leaves no digit of an `f32`. With a pilot near the mean next to nothing is subtracted. So the pilot is the mean of the blocks before
+//! this one, or the mean of a sample of the first one, and whether it was near enough is known afterwards: where `n * d^2` is more than
+//! three times `m2`, which costs two bits, the block is read once more (from a cache: it was read just now) for the squares of the differences
+//! from the mean itself. For a constant channel all differences are exactly zero, so the mean is that constant exactly and `y` is exactly
+//! `beta`, whatever the constant is.
 //!
-//! The mean is kept in `f64`, but the second pass needs it in the type of the arithmetic. For the rounded mean `r` the sum of squares is
+//! The mean is kept in `f64`, but that second reading needs it in the type of the arithmetic. For the rounded mean `r` its sum of squares is
 //! `n * (mean - r)^2` too large, which is taken off again.
 //!
 //! **Between blocks** the pair `(mean, m2)` is merged (Chan, Golub and LeVeque), in `f64`:
@@ -47,6 +48,15 @@ pub(crate) fn merge(
     [mean_a + d * share, m2_a + m2_b + d * d * (n_a * share)]
 }
 
+/// `m2` from the squares of the differences from a pilot, which is `d` away from the mean; unless that loses more than two bits.
+#[inline(always)]
+pub(crate) fn about_pilot(squares: f64, n: f64, d: f64) -> Option<f64> {
+    let excess = n * d * d;
+    let m2 = squares - excess;
+    // False for NaN, and for what has overflowed.
+    (excess <= 3.0 * m2 && m2.is_finite()).then_some(m2)
+}
+
 /// `m2` without the part that is due to the rounding of the mean.
 #[inline(always)]
 pub(crate) fn without_rounding(m2: f64, n: f64, mean: f64, rounded: f64) -> f64 {
@@ -63,6 +73,18 @@ mod tests {
     #[test]
     fn the_worked_example() {
         assert_eq!(merge(2.0, [2.0, 2.0], 2.0, [7.0, 8.0]), [4.5, 35.0]);
+    }
+
+    #[test]
+    fn a_pilot_far_from_the_mean_is_noticed() {
+        // The values 1 and 3 about the pilots 2, 2.5, 4.
+        assert_eq!(about_pilot(2.0, 2.0, 0.0), Some(2.0));
+        assert_eq!(about_pilot(2.5, 2.0, -0.5), Some(2.0));
+        assert_eq!(about_pilot(10.0, 2.0, -2.0), None);
+        assert_eq!(about_pilot(0.0, 2.0, 0.0), Some(0.0));
+        for overflown in [f64::INFINITY, f64::NAN] {
+            assert_eq!(about_pilot(overflown, 2.0, 0.0), None);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | term | in the regime `Rows` | in the regime `Columns` |
 //! |---|---|---|
 //! | unit: channels that one task treats together | as many as stay in the second-level cache, at least 1 | up to 1024 columns |
-//! | block: what is summed in one go | about 16 KiB of one channel | rows of a unit, about 128 KiB |
+//! | block: what is summed in one go | about 4096 values of one channel | rows of a unit, about 128 KiB |
 //! | chunk: what one thread sums when units are few | consecutive blocks, about 256 KiB | as for `Rows` |
 //!
 //! A block's sums come from the leaf loops, the blocks of a chunk are merged in sequence and the chunks of a unit pairwise. Which thread computes a
@@ -23,8 +23,9 @@ const LONG_ROW: usize = 64;
 const LONG_ROW_OF_FEW: usize = 16;
 const FEW_ROWS: usize = 4;
 
-/// A block of a row is read twice for its moments, the second time from the first-level cache (32 KiB and more).
-const ROW_BLOCK_BYTES: usize = 16 << 10;
+/// Values of a block of a row: `f32` sums of not many more per lane keep six digits, and the rare second reading comes from the first-level
+/// cache (32 KiB and more).
+const ROW_BLOCK: usize = 4096;
 /// A block of columns is wider than that cache anyway; its second reading comes from the second level.
 const COLUMN_BLOCK_BYTES: usize = 128 << 10;
 /// The arrays of parameters and accumulators of so many columns stay in the first-level cache.
@@ -78,13 +79,14 @@ impl Plan {
         let (unit, rows_per_block, pieces, piece) = match regime {
             Regime::Rows => {
                 let unit = (UNIT_BYTES / channel_bytes).clamp(1, UNIT_CHANNELS);
-                let block = ROW_BLOCK_BYTES / size;
-                if inner > block {
+                if inner > ROW_BLOCK {
                     // Pieces of equal length, whole cache lines each.
-                    let piece = inner.div_ceil(inner.div_ceil(block)).next_multiple_of(64);
+                    let piece = inner
+                        .div_ceil(inner.div_ceil(ROW_BLOCK))
+                        .next_multiple_of(64);
                     (unit, 1, inner.div_ceil(piece), piece)
                 } else {
-                    (unit, (block / inner).max(1), 1, inner)
+                    (unit, (ROW_BLOCK / inner).max(1), 1, inner)
                 }
             }
             Regime::Columns => {

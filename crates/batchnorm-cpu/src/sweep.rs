@@ -2,7 +2,7 @@
 //!
 //! Each value is computed on its own, so it may be cut anywhere; what counts is that the parts are contiguous in memory.
 
-use crate::parallel::{self, Task};
+use crate::parallel::{self, Order, Task};
 use crate::plan::{Plan, Regime};
 use crate::simd::Isa;
 use crate::simd::columns::Scratch;
@@ -20,7 +20,14 @@ pub(crate) fn map<E: Element, K: Pass<E, P, 0>, const P: usize>(
 ) {
     let plan = Plan::new::<E>(layout);
     let threads = parallel::threads(layout.elements() * size_of::<E>() * streams);
-    map_on::<E, K, P>(Isa::current(), &plan, region, params, threads);
+    map_on::<E, K, P>(
+        Isa::current(),
+        &plan,
+        region,
+        params,
+        threads,
+        Order::FromTheEnds,
+    );
 }
 
 pub(crate) fn map_on<E: Element, K: Pass<E, P, 0>, const P: usize>(
@@ -29,16 +36,15 @@ pub(crate) fn map_on<E: Element, K: Pass<E, P, 0>, const P: usize>(
     region: Region<'_, K::Operands>,
     params: [&[E::Accum]; P],
     threads: usize,
+    order: Order,
 ) {
-    parallel::run(
-        MapTask::<E, K, P> {
-            region,
-            params,
-            plan,
-            isa,
-        },
-        threads,
-    );
+    let task = MapTask::<E, K, P> {
+        region,
+        params,
+        plan,
+        isa,
+    };
+    parallel::run(task, threads, order);
 }
 
 struct MapTask<'a, E: Element, K: Pass<E, P, 0>, const P: usize> {
@@ -50,16 +56,20 @@ struct MapTask<'a, E: Element, K: Pass<E, P, 0>, const P: usize> {
 
 /// Long pieces of a single row are cut at multiples of this many elements, whole cache lines of every type.
 const CUT: usize = 1024;
+/// Rows from which on they are enough parts for any number of threads.
+const MANY_ROWS: usize = 32;
 
 impl<E: Element, K: Pass<E, P, 0>, const P: usize> MapTask<'_, E, K, P> {
     fn channels(&self) -> usize {
         self.params[0].len()
     }
 
-    /// Rows of columns are contiguous and are cut between rows; otherwise between channels, or else within the only row.
+    /// Cuts between rows leave parts that are contiguous in memory. Where rows are long and few, the cut is between channels, or else within
+    /// the only row.
     fn by_rows(&self) -> bool {
-        self.region.grid().rows > 1
-            && (self.plan.regime() == Regime::Columns || self.channels() == 1)
+        let rows = self.region.grid().rows;
+        rows > 1
+            && (self.plan.regime() == Regime::Columns || self.channels() == 1 || rows >= MANY_ROWS)
     }
 }
 
@@ -110,8 +120,12 @@ impl<E: Element, K: Pass<E, P, 0>, const P: usize> Task for MapTask<'_, E, K, P>
         let rows = self.region.grid().rows;
         let inner = self.region.grid().cols / channels;
         let mut scratch = Scratch::new();
-        for start in (0..channels).step_by(self.plan.unit()) {
-            let range = start..channels.min(start + self.plan.unit());
+        let unit = match self.plan.regime() {
+            Regime::Rows => channels,
+            Regime::Columns => self.plan.unit(),
+        };
+        for start in (0..channels).step_by(unit) {
+            let range = start..channels.min(start + unit);
             let region = self
                 .region
                 .window(0..rows, range.start * inner..range.end * inner);
@@ -119,6 +133,7 @@ impl<E: Element, K: Pass<E, P, 0>, const P: usize> Task for MapTask<'_, E, K, P>
             self.isa.run(Map::<E, K, P> {
                 region,
                 regime: self.plan.regime(),
+                from_memory: true,
                 params,
                 scratch: &mut scratch,
             });

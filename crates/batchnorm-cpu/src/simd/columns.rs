@@ -8,23 +8,39 @@ use crate::Accum;
 const NARROW: usize = 32;
 const ROWS_FUSED: usize = 16;
 
-/// Column arrays of a task, kept from block to block.
-pub(crate) struct Scratch<A>(Vec<A>);
+/// Arrays of a task, kept from block to block.
+pub(crate) struct Scratch<A> {
+    channels: Vec<f64>,
+    columns: Vec<A>,
+}
 
 impl<A: Accum> Scratch<A> {
     pub(crate) fn new() -> Self {
-        Self(Vec::new())
+        Self {
+            channels: Vec::new(),
+            columns: Vec::new(),
+        }
     }
 
-    /// `N` arrays of `padded(cols)` values, with whatever they held.
+    /// An array of `channels` values and `N` arrays of `padded(cols)`, with whatever they held.
     #[inline(always)]
-    pub(super) fn arrays<const N: usize>(&mut self, cols: usize) -> [&mut [A]; N] {
+    pub(super) fn arrays<const N: usize>(
+        &mut self,
+        channels: usize,
+        cols: usize,
+    ) -> (&mut [f64], [&mut [A]; N]) {
         let len = padded(cols);
-        if self.0.len() < N * len {
-            self.0.resize(N * len, A::default());
+        if self.columns.len() < N * len {
+            self.columns.resize(N * len, A::default());
         }
-        let mut arrays = self.0.chunks_exact_mut(len);
-        std::array::from_fn(|_| arrays.next().expect("resized to N arrays"))
+        if self.channels.len() < channels {
+            self.channels.resize(channels, 0.0);
+        }
+        let mut arrays = self.columns.chunks_exact_mut(len);
+        (
+            &mut self.channels[..channels],
+            std::array::from_fn(|_| arrays.next().expect("resized to N arrays")),
+        )
     }
 }
 
@@ -43,12 +59,19 @@ impl Columns {
         self.inner == 1 && self.repeat == 1
     }
 
-    /// Copies a value per channel to all of its columns.
+    /// Copies a value per channel, rounded to the type of the columns, to all of its columns.
     #[inline(always)]
-    pub(super) fn expand<A: Accum>(&self, values: &[A], columns: &mut [A]) {
+    pub(super) fn expand<V: Accum, A: Accum>(&self, values: &[V], columns: &mut [A]) {
         let once = self.channels * self.inner;
-        for (run, &value) in columns[..once].chunks_exact_mut(self.inner).zip(values) {
-            run.fill(value);
+        let rounded = |value: &V| A::from_f64(value.to_f64());
+        if self.inner == 1 {
+            for (column, value) in columns[..once].iter_mut().zip(values) {
+                *column = rounded(value);
+            }
+        } else {
+            for (run, value) in columns[..once].chunks_exact_mut(self.inner).zip(values) {
+                run.fill(rounded(value));
+            }
         }
         for copy in 1..self.repeat {
             columns.copy_within(..once, copy * once);

@@ -42,10 +42,52 @@ macro_rules! impl_lane {
 
 impl_lane!(f32, f64);
 
+/// # Safety
+///
+/// As for [`Element::store_past_caches`].
+#[inline(always)]
+unsafe fn store_past_caches<S: Simd, A: Lane>(ptr: *mut A, value: Vector<S, A>) {
+    debug_assert!(ptr.addr().is_multiple_of(size_of::<Vector<S, A>>()));
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller vouches for `ptr` and its alignment. A register of this size is a register of the instruction set that the code
+    // around this call is compiled for and the processor has, so the processor has the instruction too; its bits do not depend on the type.
+    unsafe {
+        use std::arch::x86_64::{_mm_stream_ps, _mm256_stream_ps, _mm512_stream_ps};
+        use std::mem::transmute_copy;
+        match size_of::<Vector<S, A>>() {
+            64 => return _mm512_stream_ps(ptr.cast(), transmute_copy(&value)),
+            32 => return _mm256_stream_ps(ptr.cast(), transmute_copy(&value)),
+            16 => return _mm_stream_ps(ptr.cast(), transmute_copy(&value)),
+            _ => {}
+        }
+    }
+    // SAFETY: the caller vouches for `ptr`.
+    unsafe { A::vstore_unaligned(ptr, value) }
+}
+
+/// Orders what was stored past the caches before all that follows. Other stores need no such thing.
+#[inline(always)]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction is part of the baseline of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 macro_rules! impl_element {
-    ($ty: ty, $accum: ty, $widen: expr, $narrow: expr, $full_load: expr, $full_store: expr) => {
+    ($ty: ty, $accum: ty, $widen: expr, $narrow: expr, $full_load: expr, $full_store: expr, $past_caches: expr) => {
         impl Element for $ty {
             type Accum = $accum;
+
+            const PAST_CACHES: bool =
+                cfg!(target_arch = "x86_64") && size_of::<$ty>() == size_of::<$accum>();
+
+            #[inline(always)]
+            unsafe fn store_past_caches<S: Simd>(ptr: *mut Self, value: Vector<S, $accum>) {
+                // SAFETY: the caller vouches for `ptr`.
+                unsafe { $past_caches(ptr, value) }
+            }
 
             #[inline(always)]
             fn to_accum(self) -> $accum {
@@ -107,7 +149,8 @@ macro_rules! impl_native {
             std::convert::identity,
             std::convert::identity,
             <$ty>::vload_unaligned,
-            <$ty>::vstore_unaligned
+            <$ty>::vstore_unaligned,
+            store_past_caches::<S, $ty>
         );
     };
 }
@@ -152,6 +195,7 @@ macro_rules! impl_half {
             $to,
             $from,
             |ptr| widen::<S, $ty>(ptr, $to),
+            |ptr, value| narrow::<S, $ty>(ptr, value, $from),
             |ptr, value| narrow::<S, $ty>(ptr, value, $from)
         );
     };

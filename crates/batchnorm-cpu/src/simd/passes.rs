@@ -1,8 +1,8 @@
-//! The four passes over memory, as what happens to one register of each operand.
+//! The passes over memory, as what happens to one register of each operand.
 //!
 //! | pass | reads | parameters of the channel | accumulates | writes |
 //! |---|---|---|---|---|
-//! | [`Shifted`] | x | pilot | `x - pilot` | |
+//! | [`Shifted`] | x | pilot | `x - pilot`, `(x - pilot)^2` | |
 //! | [`Squared`] | x | mean | `(x - mean)^2` | |
 //! | [`Sums`] | x, dy, (residual) | mean, scale, shift | `g`, `g * (x - mean)` | |
 //! | [`Forward`] | x, (residual) | mean, scale, shift | | y |
@@ -13,7 +13,7 @@
 
 use std::marker::PhantomData;
 
-use macerator::{Simd, Vector};
+use macerator::{Scalar, Simd, Vector};
 
 use super::lanes::{prefetch_to_read, prefetch_to_write};
 use super::operands::{Read, ReadPair, ReadPairWrite, ReadWrite};
@@ -59,12 +59,35 @@ pub(crate) trait Pass<E: Element, const P: usize, const A: usize> {
         params: &[Reg<S, E>; P],
         acc: &mut [Reg<S, E>; A],
     );
+
+    /// The address of the output at position 0, if it is better written past the caches: by [`finish_aligned`](Self::finish_aligned).
+    #[inline(always)]
+    fn past_caches(_o: Self::Operands) -> Option<usize> {
+        None
+    }
+
+    /// `finish` of a whole register, past the caches if the pass can.
+    ///
+    /// # Safety
+    ///
+    /// As for `finish`; where [`past_caches`](Self::past_caches) has an address, that of position `at` must be a multiple of a register's size.
+    #[inline(always)]
+    unsafe fn finish_aligned<S: Simd>(
+        o: Self::Operands,
+        at: usize,
+        loaded: Self::Loaded<S>,
+        params: &[Reg<S, E>; P],
+        acc: &mut [Reg<S, E>; A],
+    ) {
+        // SAFETY: the caller vouches for a whole register at `at`.
+        unsafe { Self::finish::<S, true>(o, at, E::Accum::lanes::<S>(), loaded, params, acc) }
+    }
 }
 
-/// Sum of the differences from a value near the mean.
+/// Sums of the differences from a value near the mean and of their squares.
 pub(crate) struct Shifted;
 
-impl<E: Element> Pass<E, 1, 1> for Shifted {
+impl<E: Element> Pass<E, 1, 2> for Shifted {
     type Operands = Read<E>;
     type Loaded<S: Simd> = Reg<S, E>;
 
@@ -86,9 +109,11 @@ impl<E: Element> Pass<E, 1, 1> for Shifted {
         _n: usize,
         x: Reg<S, E>,
         [pilot]: &[Reg<S, E>; 1],
-        [sum]: &mut [Reg<S, E>; 1],
+        [sum, squares]: &mut [Reg<S, E>; 2],
     ) {
-        *sum += x - *pilot;
+        let d = x - *pilot;
+        *sum += d;
+        *squares = d.mul_add(d, *squares);
     }
 }
 
@@ -196,6 +221,16 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
     }
 }
 
+/// `y`.
+#[inline(always)]
+fn normalized<S: Simd, E: Element, T: Tail<E>>(
+    tail: T,
+    (x, rest): (Reg<S, E>, T::Loaded<S>),
+    [mean, scale, shift]: &[Reg<S, E>; 3],
+) -> Reg<S, E> {
+    tail.forward::<S>((x - *mean).mul_add(*scale, *shift), rest)
+}
+
 /// Normalizes.
 pub(crate) struct Forward<T>(PhantomData<T>);
 
@@ -228,16 +263,43 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 0> for Forward<T> {
         o: Self::Operands,
         at: usize,
         n: usize,
-        (x, rest): Self::Loaded<S>,
-        [mean, scale, shift]: &[Reg<S, E>; 3],
+        loaded: Self::Loaded<S>,
+        params: &[Reg<S, E>; 3],
         _acc: &mut [Reg<S, E>; 0],
     ) {
-        let y = o
-            .tail
-            .forward::<S>((x - *mean).mul_add(*scale, *shift), rest);
+        let y = normalized::<S, E, T>(o.tail, loaded, params);
         // SAFETY: the caller vouches for `at`.
         unsafe { E::store::<S, FULL>(o.y.add(at), n, y) }
     }
+
+    #[inline(always)]
+    fn past_caches(o: Self::Operands) -> Option<usize> {
+        o.past_caches.then_some(o.y.addr())
+    }
+
+    #[inline(always)]
+    unsafe fn finish_aligned<S: Simd>(
+        o: Self::Operands,
+        at: usize,
+        loaded: Self::Loaded<S>,
+        params: &[Reg<S, E>; 3],
+        _acc: &mut [Reg<S, E>; 0],
+    ) {
+        let y = normalized::<S, E, T>(o.tail, loaded, params);
+        // SAFETY: the caller vouches for a whole register at `at`, and for its alignment.
+        unsafe { E::store_past_caches::<S>(o.y.add(at), y) }
+    }
+}
+
+/// `dx` and `g`.
+#[inline(always)]
+fn input_gradient<S: Simd, E: Element, T: Tail<E>>(
+    tail: T,
+    loaded: Pair<S, E, T>,
+    [mean, scale, shift, a, b, c]: &[Reg<S, E>; 6],
+) -> (Reg<S, E>, Reg<S, E>) {
+    let (centred, g) = gradient::<S, E, T>(tail, loaded, [*mean, *scale, *shift]);
+    (g.mul_add(*a, centred.mul_add(*b, *c)), g)
 }
 
 /// The gradients of the input and of the residual.
@@ -268,16 +330,38 @@ impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
         at: usize,
         n: usize,
         loaded: Self::Loaded<S>,
-        [mean, scale, shift, a, b, c]: &[Reg<S, E>; 6],
+        params: &[Reg<S, E>; 6],
         _acc: &mut [Reg<S, E>; 0],
     ) {
-        let (centred, g) = gradient::<S, E, T>(o.tail, loaded, [*mean, *scale, *shift]);
-        let dx = g.mul_add(*a, centred.mul_add(*b, *c));
+        let (dx, g) = input_gradient::<S, E, T>(o.tail, loaded, params);
         // SAFETY: the caller vouches for `at`, and a pointer that is not null is valid like the others.
         unsafe {
             E::store::<S, FULL>(o.dx.add(at), n, dx);
             if !o.dresidual.is_null() {
                 E::store::<S, FULL>(o.dresidual.add(at), n, g);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn past_caches(o: Self::Operands) -> Option<usize> {
+        o.past_caches.then_some(o.dx.addr())
+    }
+
+    #[inline(always)]
+    unsafe fn finish_aligned<S: Simd>(
+        o: Self::Operands,
+        at: usize,
+        loaded: Self::Loaded<S>,
+        params: &[Reg<S, E>; 6],
+        _acc: &mut [Reg<S, E>; 0],
+    ) {
+        let (dx, g) = input_gradient::<S, E, T>(o.tail, loaded, params);
+        // SAFETY: as for `finish`; the caller vouches for the alignment of dx.
+        unsafe {
+            E::store_past_caches::<S>(o.dx.add(at), dx);
+            if !o.dresidual.is_null() {
+                E::store::<S, true>(o.dresidual.add(at), E::Accum::lanes::<S>(), g);
             }
         }
     }

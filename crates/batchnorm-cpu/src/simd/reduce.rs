@@ -15,6 +15,11 @@ use super::tail::Tail;
 use crate::plan::{Plan, Regime};
 use crate::{Accum, Element, moments};
 
+/// Values of a run that give a first idea of the mean.
+const SAMPLE: usize = 64;
+/// Values of a channel that do so across columns, where each of them is a row.
+const COLUMN_SAMPLE: usize = 8;
+
 /// A pair of numbers per channel that can be computed block by block.
 pub(crate) trait Statistic<E: Element> {
     /// What it reads.
@@ -23,7 +28,8 @@ pub(crate) trait Statistic<E: Element> {
     /// The statistic of `n_a + n_b` values from those of two parts.
     fn merge(n_a: f64, a: [f64; 2], n_b: f64, b: [f64; 2]) -> [f64; 2];
 
-    /// The statistic of one channel: `rows` runs of `len` values.
+    /// The statistic of one channel: `rows` runs of `len` values. `before` is the first number of the
+    /// statistic of other values of the channel, if there are any.
     ///
     /// # Safety
     ///
@@ -32,9 +38,10 @@ pub(crate) trait Statistic<E: Element> {
         o: Self::Operands,
         shape: (usize, usize, usize),
         params: [E::Accum; 3],
+        before: Option<f64>,
     ) -> [f64; 2];
 
-    /// The statistics of the channels of some columns, into `out`.
+    /// The statistics of the channels of some columns, into `out`; `before` as for `of_rows`.
     ///
     /// # Safety
     ///
@@ -44,6 +51,7 @@ pub(crate) trait Statistic<E: Element> {
         grid: Grid,
         columns: Columns,
         params: [&[E::Accum]; 3],
+        before: Option<&[f64]>,
         scratch: &mut Scratch<E::Accum>,
         out: [&mut [f64]; 2],
     );
@@ -68,18 +76,34 @@ impl<E: Element> Statistic<E> for MomentsOf {
         o: Read<E>,
         shape: (usize, usize, usize),
         _params: [E::Accum; 3],
+        before: Option<f64>,
     ) -> [f64; 2] {
         let (rows, stride, len) = shape;
         let n = (rows * len) as f64;
-        // SAFETY: the caller vouches for `o`, and for a first value.
-        let (pilot, [sum]) = unsafe {
-            let pilot = (*o.x).to_accum();
-            (pilot, along_rows::<S, E, Shifted, 1, 1>(o, shape, [pilot]))
-        };
-        let mean = pilot.to_f64() + sum / n;
+        let pilot = before.unwrap_or_else(|| {
+            let sample = len.min(SAMPLE);
+            // SAFETY: the caller vouches for a first run of `len` values, at least one.
+            let (first, [sum, _]) = unsafe {
+                let first = (*o.x).to_accum();
+                let shape = (1, stride, sample);
+                (
+                    first,
+                    along_rows::<S, E, Shifted, 1, 2, false>(o, shape, [first]),
+                )
+            };
+            first.to_f64() + sum / sample as f64
+        });
+        let pilot = E::Accum::from_f64(pilot);
+        // SAFETY: the caller vouches for `o`.
+        let [sum, squares] = unsafe { along_rows::<S, E, Shifted, 1, 2, false>(o, shape, [pilot]) };
+        let d = sum / n;
+        let mean = pilot.to_f64() + d;
+        if let Some(m2) = moments::about_pilot(squares, n, d) {
+            return [mean, m2];
+        }
         let rounded = E::Accum::from_f64(mean);
         // SAFETY: as above.
-        let [m2] = unsafe { along_rows::<S, E, Squared, 1, 1>(o, shape, [rounded]) };
+        let [m2] = unsafe { along_rows::<S, E, Squared, 1, 1, false>(o, shape, [rounded]) };
         if !m2.is_finite() {
             // SAFETY: as above.
             return unsafe { in_f64(o, rows, |row| row * stride..row * stride + len) };
@@ -96,95 +120,95 @@ impl<E: Element> Statistic<E> for MomentsOf {
         grid: Grid,
         columns: Columns,
         _params: [&[E::Accum]; 3],
+        before: Option<&[f64]>,
         scratch: &mut Scratch<E::Accum>,
         [means, m2s]: [&mut [f64]; 2],
     ) {
         let Grid { rows, cols, stride } = grid;
-        let [pilots, sums, rounded, squares] = scratch.arrays::<4>(cols);
-        // SAFETY: the caller vouches for a first row.
-        let first = unsafe { std::slice::from_raw_parts(o.x, cols) };
-        for (pilot, x) in pilots.iter_mut().zip(first) {
-            *pilot = x.to_accum();
-        }
-        sums.fill(E::Accum::default());
-        // SAFETY: the caller vouches for `o`.
-        unsafe {
-            across_columns::<S, E, Shifted, 1, 1>(o, (rows, stride, cols), [pilots], [&mut *sums])
-        };
-
         let Columns {
             channels,
             inner,
             repeat,
         } = columns;
-        let n = (rows * inner * repeat) as f64;
-        if columns.are_channels() {
-            for (((mean, rounded), pilot), sum) in means
-                .iter_mut()
-                .zip(&mut *rounded)
-                .zip(&*pilots)
-                .zip(&*sums)
-            {
-                *mean = pilot.to_f64() + sum.to_f64() / n;
-                *rounded = E::Accum::from_f64(*mean);
-            }
-        } else {
-            // The columns of a channel have pilots of their own. That of its first column becomes the channel's: for it, the sum of a column
-            // is larger by `rows` times the difference of the two.
-            let once = channels * inner;
-            let (first, copies) = pilots[..cols].split_at(once);
-            let differences = &mut *rounded;
-            for copy in 0..repeat {
-                let pilots = if copy == 0 {
-                    first
-                } else {
-                    &copies[(copy - 1) * once..copy * once]
+        let (channel_sums, [pilots, sums, squares]) = scratch.arrays::<3>(channels, cols);
+        let per_row = inner * repeat;
+
+        match before {
+            Some(before) => means.copy_from_slice(before),
+            None => {
+                for (c, first) in means.iter_mut().enumerate() {
+                    // SAFETY: the caller vouches for a first row, in which each channel has a column.
+                    *first = unsafe { *o.x.add(c * inner) }.to_accum().to_f64();
+                }
+                columns.expand(means, pilots);
+                let sample = rows.min(COLUMN_SAMPLE.div_ceil(per_row));
+                sums.fill(E::Accum::default());
+                squares.fill(E::Accum::default());
+                // SAFETY: the caller vouches for `o`.
+                unsafe {
+                    let accumulators = [&mut *sums, &mut *squares];
+                    across_columns::<S, E, Shifted, 1, 2, false>(
+                        o,
+                        (sample, stride, cols),
+                        [pilots],
+                        accumulators,
+                    )
                 };
-                let columns = copy * once..(copy + 1) * once;
-                let runs = differences[columns.clone()]
-                    .chunks_exact_mut(inner)
-                    .zip(sums[columns].chunks_exact(inner));
-                for ((run, sums), (pilots, own)) in
-                    runs.zip(pilots.chunks_exact(inner).zip(first.chunks_exact(inner)))
-                {
-                    for ((difference, sum), pilot) in run.iter_mut().zip(sums).zip(pilots) {
-                        *difference = E::Accum::from_f64(
-                            (pilot.to_f64() - own[0].to_f64()) * rows as f64 + sum.to_f64(),
-                        );
-                    }
+                columns.fold(sums, channel_sums);
+                for (pilot, sum) in means.iter_mut().zip(&*channel_sums) {
+                    *pilot += sum / (sample * per_row) as f64;
                 }
             }
-            columns.fold(rounded, means);
-            // The array of squares is free until the second pass.
-            for ((mean, value), own) in means
-                .iter_mut()
-                .zip(&mut *squares)
-                .zip(pilots.chunks_exact(inner))
-            {
-                *mean = own[0].to_f64() + *mean / n;
-                *value = E::Accum::from_f64(*mean);
-            }
-            columns.expand(squares, rounded);
         }
+        for pilot in &mut *means {
+            *pilot = E::Accum::from_f64(*pilot).to_f64();
+        }
+        columns.expand(means, pilots);
+        sums.fill(E::Accum::default());
         squares.fill(E::Accum::default());
         // SAFETY: as above.
         unsafe {
-            across_columns::<S, E, Squared, 1, 1>(
+            let accumulators = [&mut *sums, &mut *squares];
+            across_columns::<S, E, Shifted, 1, 2, false>(
                 o,
                 (rows, stride, cols),
-                [rounded],
+                [pilots],
+                accumulators,
+            )
+        };
+        columns.fold(sums, channel_sums);
+        columns.fold(squares, m2s);
+        let n = (rows * per_row) as f64;
+        let mut inaccurate = false;
+        for ((mean, m2), sum) in means.iter_mut().zip(&mut *m2s).zip(&*channel_sums) {
+            let d = sum / n;
+            *mean += d;
+            *m2 = moments::about_pilot(*m2, n, d).unwrap_or(f64::NAN);
+            inaccurate |= m2.is_nan();
+        }
+        if !inaccurate {
+            return;
+        }
+
+        columns.expand(means, pilots);
+        squares.fill(E::Accum::default());
+        // SAFETY: as above.
+        unsafe {
+            across_columns::<S, E, Squared, 1, 1, false>(
+                o,
+                (rows, stride, cols),
+                [pilots],
                 [&mut *squares],
             )
         };
-
-        columns.fold(squares, m2s);
-        for ((mean, m2), rounded) in means.iter().zip(&mut *m2s).zip(rounded.chunks_exact(inner)) {
-            *m2 = moments::without_rounding(*m2, n, *mean, rounded[0].to_f64());
-        }
-        if m2s.iter().all(|m2| m2.is_finite()) {
-            return;
-        }
+        columns.fold(squares, channel_sums);
         for (c, (mean, m2)) in means.iter_mut().zip(&mut *m2s).enumerate() {
+            // What becomes of a channel is not to depend on its neighbours.
+            if !m2.is_nan() {
+                continue;
+            }
+            let rounded = E::Accum::from_f64(*mean).to_f64();
+            *m2 = moments::without_rounding(channel_sums[c], n, *mean, rounded);
             if !m2.is_finite() {
                 let run = |i: usize| {
                     let start = i / repeat * stride + (i % repeat * channels + c) * inner;
@@ -236,9 +260,10 @@ impl<E: Element, T: Tail<E>> Statistic<E> for SumsOf<T> {
         o: Self::Operands,
         shape: (usize, usize, usize),
         params: [E::Accum; 3],
+        _before: Option<f64>,
     ) -> [f64; 2] {
         // SAFETY: the caller vouches for `o`.
-        unsafe { along_rows::<S, E, Sums<T>, 3, 2>(o, shape, params) }
+        unsafe { along_rows::<S, E, Sums<T>, 3, 2, false>(o, shape, params) }
     }
 
     #[inline(always)]
@@ -247,11 +272,12 @@ impl<E: Element, T: Tail<E>> Statistic<E> for SumsOf<T> {
         grid: Grid,
         columns: Columns,
         params: [&[E::Accum]; 3],
+        _before: Option<&[f64]>,
         scratch: &mut Scratch<E::Accum>,
         out: [&mut [f64]; 2],
     ) {
         let Grid { rows, cols, stride } = grid;
-        let [sums, products, expanded @ ..] = scratch.arrays::<5>(cols);
+        let (_, [sums, products, expanded @ ..]) = scratch.arrays::<5>(columns.channels, cols);
         sums.fill(E::Accum::default());
         products.fill(E::Accum::default());
         let mut arrays = params;
@@ -263,7 +289,7 @@ impl<E: Element, T: Tail<E>> Statistic<E> for SumsOf<T> {
         }
         // SAFETY: the caller vouches for `o`.
         unsafe {
-            across_columns::<S, E, Sums<T>, 3, 2>(
+            across_columns::<S, E, Sums<T>, 3, 2, false>(
                 o,
                 (rows, stride, cols),
                 arrays,
@@ -317,7 +343,8 @@ impl<E: Element, St: Statistic<E>> Op for Reduce<'_, E, St> {
                         let Grid { rows, cols, stride } = part.grid();
                         // SAFETY: a region's operands are valid in its grid, and blocks are not empty.
                         let block = unsafe {
-                            St::of_rows::<S>(part.operands(), (rows, stride, cols), params)
+                            let before = (count > 0.0).then_some(first[c]);
+                            St::of_rows::<S>(part.operands(), (rows, stride, cols), params, before)
                         };
                         let n = (rows * cols) as f64;
                         [first[c], second[c]] = St::merge(count, [first[c], second[c]], n, block);
@@ -342,6 +369,7 @@ impl<E: Element, St: Statistic<E>> Op for Reduce<'_, E, St> {
                                 grid,
                                 columns,
                                 params,
+                                (count > 0.0).then_some(&*first),
                                 scratch,
                                 [a, b],
                             )

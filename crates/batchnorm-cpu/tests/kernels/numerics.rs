@@ -74,6 +74,39 @@ fn a_large_mean_leaves_four_digits_of_the_variance() {
     });
 }
 
+/// Statistics are computed about a first guess of the mean. Here it is wrong: the values jump where nobody has looked yet.
+#[test]
+fn a_first_guess_far_from_the_mean_loses_no_digits() {
+    on_all(|layout, what| {
+        let per_channel = layout.elements() / layout.channels();
+        for (first, jump) in [(1, 1e3), (70, 1e3), (per_channel / 2, 1e4), (400, -1e5)] {
+            let mut case = Case::<f32>::random(layout, Activation::None, false, 5);
+            let inner = layout.inner();
+            for (i, x) in case.x.iter_mut().enumerate() {
+                let position = i / (layout.channels() * inner) * inner + i % inner;
+                *x += if position < first { jump } else { 0.0 };
+            }
+            case.problem.x = wide(&case.x);
+            let (_, [mean, variance, _]) = forward(layout, &case.x);
+            let [expected_mean, expected] = case.problem.statistics();
+            for (c, (got, expected)) in mean.iter().zip(&expected_mean).enumerate() {
+                let error = (f64::from(*got) - expected).abs() / f64::from(jump.abs());
+                assert!(
+                    error < 1e-6,
+                    "{what}, jump {jump}: mean of {c}: {got} {expected}"
+                );
+            }
+            for (c, (got, expected)) in variance.iter().zip(&expected).enumerate() {
+                let error = (f64::from(*got) - expected).abs() / expected;
+                assert!(
+                    error < 4e-6,
+                    "{what}, jump {jump}: variance of {c}: {got} {expected}"
+                );
+            }
+        }
+    });
+}
+
 #[test]
 fn a_constant_channel_gives_exactly_beta() {
     on_all(|layout, what| {

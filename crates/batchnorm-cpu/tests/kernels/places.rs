@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use batchnorm_cpu::{Isa, Normalization, Output, Stream, normalize};
+use batchnorm_cpu::{Accum, Activation, Isa, Normalization, Output, Stream, normalize};
 use half::bf16;
 
 use crate::common::{Case, TAILS, Tested, layout};
@@ -124,4 +124,37 @@ fn the_destination_does_not_change_f32_results() {
 #[test]
 fn the_destination_does_not_change_bf16_results() {
     check::<bf16>();
+}
+
+/// Outputs of this size are written past the caches, where the address and the instruction set allow it; those over the input never.
+fn check_large<E: Tested + PartialEq>(outer: usize, channels: usize, inner: usize) {
+    let layout = layout(outer, channels, inner);
+    let n = layout.elements();
+    assert!(n * size_of::<E>() >= 24 << 20);
+    let mut memory = vec![E::from_accum(E::Accum::from_f64(0.0)); n + 3];
+    for (activation, residual) in [(Activation::None, false), (Activation::Relu, true)] {
+        let case = Case::<E>::random(layout, activation, residual, 8);
+        for (isa, offset) in Isa::available().into_iter().zip([3, 0, 1, 3]) {
+            isa.force(|| {
+                let what = format!("{layout:?} {activation:?} {isa:?}, {offset} off");
+                let apart = &mut memory[offset..n + offset];
+                let mut over = case.x.clone();
+                let stats = case.train_forward(Stream::in_place(&mut over));
+                case.train_forward(Stream::new(&case.x, &mut *apart));
+                assert!(apart == over, "y {what}");
+                let mut over = case.dy.clone();
+                case.backward(true, Stream::in_place(&mut over), &stats, None);
+                case.backward(true, Stream::new(&case.dy, &mut *apart), &stats, None);
+                assert!(apart == over, "dx {what}");
+            });
+        }
+    }
+}
+
+#[test]
+fn large_outputs_have_the_same_results() {
+    check_large::<f32>(10, 321, 2000);
+    check_large::<f32>(6150, 1024, 1);
+    check_large::<f64>(5, 7, 90_001);
+    check_large::<f64>(3100, 48, 24);
 }

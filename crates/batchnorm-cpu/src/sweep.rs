@@ -58,33 +58,48 @@ struct MapTask<'a, E: Element, K: Pass<E, P, 0>, const P: usize> {
 const CUT: usize = 1024;
 /// Rows from which on they are enough parts for any number of threads.
 const MANY_ROWS: usize = 32;
+/// Units of channels from which on they are, too.
+const MANY_UNITS: usize = 32;
 
-impl<E: Element, K: Pass<E, P, 0>, const P: usize> MapTask<'_, E, K, P> {
-    fn channels(&self) -> usize {
-        self.params[0].len()
-    }
+/// Between what a tensor is cut. Any cut leaves parts of the same tensor, so it does not change on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Leaves parts that are contiguous in memory.
+    Rows,
+    /// Where rows are few; and where many channels have several columns each, for which every part expands the parameters.
+    Channels,
+    /// Within the only channel, which is one row.
+    Columns,
+}
 
-    /// Cuts between rows leave parts that are contiguous in memory. Where rows are long and few, the cut is between channels, or else within
-    /// the only row.
-    fn by_rows(&self) -> bool {
-        let rows = self.region.grid().rows;
-        rows > 1
-            && (self.plan.regime() == Regime::Columns || self.channels() == 1 || rows >= MANY_ROWS)
+impl Cut {
+    fn of(plan: &Plan) -> Self {
+        let (rows, channels) = (plan.layout().outer(), plan.layout().channels());
+        let by_channels = match plan.regime() {
+            Regime::Rows => rows < MANY_ROWS,
+            Regime::Columns => {
+                plan.units(channels) >= MANY_UNITS && (plan.inner() > 1 || rows < MANY_ROWS)
+            }
+        };
+        match channels {
+            1 => Self::Columns,
+            _ if rows < 2 || by_channels => Self::Channels,
+            _ => Self::Rows,
+        }
     }
 }
 
 impl<E: Element, K: Pass<E, P, 0>, const P: usize> Task for MapTask<'_, E, K, P> {
     fn len(&self) -> usize {
         let grid = self.region.grid();
-        match (self.by_rows(), self.channels()) {
-            (true, _) => grid.rows,
-            (false, 1) => grid.cols.div_ceil(CUT),
-            (false, channels) => channels,
+        match Cut::of(self.plan) {
+            Cut::Rows => grid.rows,
+            Cut::Channels => self.params[0].len(),
+            Cut::Columns => grid.cols.div_ceil(CUT),
         }
     }
 
     fn split(self, at: usize) -> (Self, Self) {
-        let (by_rows, channels) = (self.by_rows(), self.channels());
         let Self {
             region,
             params,
@@ -97,23 +112,19 @@ impl<E: Element, K: Pass<E, P, 0>, const P: usize> Task for MapTask<'_, E, K, P>
             plan,
             isa,
         };
-        if by_rows {
-            let (a, b) = region.split_rows(at);
-            return (part(a, params), part(b, params));
-        }
-        if channels == 1 {
-            let (a, b) = region.split_cols(at * CUT);
-            return (part(a, params), part(b, params));
-        }
-        let (a, b) = region.split_cols(at * plan.inner());
-        (
-            part(a, params.map(|p| &p[..at])),
-            part(b, params.map(|p| &p[at..])),
-        )
+        let ((a, b), (p, q)) = match Cut::of(plan) {
+            Cut::Rows => (region.split_rows(at), (params, params)),
+            Cut::Channels => (
+                region.split_cols(at * plan.inner()),
+                (params.map(|p| &p[..at]), params.map(|p| &p[at..])),
+            ),
+            Cut::Columns => (region.split_cols(at * CUT), (params, params)),
+        };
+        (part(a, p), part(b, q))
     }
 
     fn run(mut self) {
-        let channels = self.channels();
+        let channels = self.params[0].len();
         if channels == 0 {
             return;
         }

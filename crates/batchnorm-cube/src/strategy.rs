@@ -295,6 +295,29 @@ mod tests {
         assert!(Cut::reduction(&problem(1, 1, 100_000), &cpu).splits() > 1);
     }
 
+    /// Rows that are shorter than a sector of memory share a cube, on a GPU; a longer one has it for itself.
+    #[test]
+    fn short_rows_stand_side_by_side() {
+        let beside = |inner, device| {
+            let shape = Cut::reduction(&problem(64, 32, inner), device).shape;
+            (shape.units_c, shape.units_x)
+        };
+        let gpu = device(false);
+        assert_eq!(
+            [1, 2, 3, 4].map(|n| beside(n, &gpu)),
+            [(8, 1), (16, 1), (8, 4), (8, 1)]
+        );
+        assert_eq!(
+            [7, 16, 49, 784].map(|n| beside(n, &gpu)),
+            [(4, 8), (2, 4), (1, 64), (1, 256)]
+        );
+        let cpu = device(true);
+        assert_eq!(
+            [1, 3, 4, 49].map(|n| beside(n, &cpu)),
+            [(4, 1), (1, 4), (1, 1), (1, 8)]
+        );
+    }
+
     #[test]
     fn a_small_finish_is_one_cube() {
         let cut = Cut::finish(7, 3, &device(false));

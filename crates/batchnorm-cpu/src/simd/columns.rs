@@ -63,14 +63,15 @@ impl Columns {
     #[inline(always)]
     pub(super) fn expand<V: Accum, A: Accum>(&self, values: &[V], columns: &mut [A]) {
         let once = self.channels * self.inner;
-        let rounded = |value: &V| A::from_f64(value.to_f64());
-        if self.inner == 1 {
-            for (column, value) in columns[..once].iter_mut().zip(values) {
-                *column = rounded(value);
-            }
-        } else {
-            for (run, value) in columns[..once].chunks_exact_mut(self.inner).zip(values) {
-                run.fill(rounded(value));
+        match self.inner {
+            1 => runs::<V, A, 1>(values, &mut columns[..once]),
+            2 => runs::<V, A, 2>(values, &mut columns[..once]),
+            3 => runs::<V, A, 3>(values, &mut columns[..once]),
+            4 => runs::<V, A, 4>(values, &mut columns[..once]),
+            inner => {
+                for (run, value) in columns[..once].chunks_exact_mut(inner).zip(values) {
+                    run.fill(A::from_f64(value.to_f64()));
+                }
             }
         }
         for copy in 1..self.repeat {
@@ -94,6 +95,14 @@ impl Columns {
                 *sum += total(run);
             }
         }
+    }
+}
+
+/// Runs of a known length, which take no loop each.
+#[inline(always)]
+fn runs<V: Accum, A: Accum, const N: usize>(values: &[V], columns: &mut [A]) {
+    for (run, value) in columns.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *run = [A::from_f64(value.to_f64()); N];
     }
 }
 

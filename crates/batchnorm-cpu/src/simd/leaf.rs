@@ -92,7 +92,7 @@ pub(crate) unsafe fn along_rows<
             while i + ROW_UNROLL * lanes <= whole {
                 if prefetch {
                     for u in 0..ROW_UNROLL {
-                        K::prefetch(o, start + stride + i + u * lanes);
+                        K::prefetch::<PAST>(o, start + stride + i + u * lanes);
                     }
                 }
                 let mut loaded = [K::load::<S, true>(o, start + i, lanes); ROW_UNROLL];
@@ -192,7 +192,7 @@ pub(crate) unsafe fn across_columns<
         acc_ptrs[a] = acc[a].as_mut_ptr();
     }
     // The rows of a sweep are aligned alike.
-    assert!(!PAST || stride * size_of::<E>() % size_of::<Reg<S, E>>() == 0);
+    assert!(!PAST || (stride * size_of::<E>()).is_multiple_of(size_of::<Reg<S, E>>()));
     let mut row = 0;
     // SAFETY: the rows are below `rows`, and the assertion is what `sweep` asks of the arrays.
     unsafe {

@@ -149,9 +149,9 @@ impl<'a, E: Element, T: Tail<E> + 'a> Region<'a, ReadWrite<E, T>> {
     pub(crate) fn read_write(layout: &Layout, stream: Stream<'a, E>, tail: T) -> Self {
         let (x, y) = stream.into_parts(layout.elements());
         assert!(tail.covers(layout.elements()));
+        let past_caches = past_caches(x, y, layout);
         // SAFETY: `into_parts` returns pointers to as many elements as the layout has, borrowed for `'a`: the second exclusively, except that the
         // first may be the same. The tail is borrowed too.
-        let past_caches = past_caches(x, y, layout);
         unsafe {
             Region::new(
                 ReadWrite {

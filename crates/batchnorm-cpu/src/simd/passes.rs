@@ -42,9 +42,9 @@ pub(crate) trait Pass<E: Element, const P: usize, const A: usize> {
         n: usize,
     ) -> Self::Loaded<S>;
 
-    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet.
+    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet; not for what is written past the caches.
     #[inline(always)]
-    fn prefetch(_o: Self::Operands, _at: usize) {}
+    fn prefetch<const PAST: bool>(_o: Self::Operands, _at: usize) {}
 
     /// Computes, and writes at the position where `loaded` comes from.
     ///
@@ -92,7 +92,7 @@ impl<E: Element> Pass<E, 1, 2> for Shifted {
     type Loaded<S: Simd> = Reg<S, E>;
 
     #[inline(always)]
-    fn prefetch(o: Read<E>, at: usize) {
+    fn prefetch<const PAST: bool>(o: Read<E>, at: usize) {
         prefetch_to_read(o.x.wrapping_add(at));
     }
 
@@ -191,7 +191,7 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
     type Loaded<S: Simd> = Pair<S, E, T>;
 
     #[inline(always)]
-    fn prefetch(o: Self::Operands, at: usize) {
+    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
         prefetch_to_read(o.x.wrapping_add(at));
         prefetch_to_read(o.dy.wrapping_add(at));
     }
@@ -239,8 +239,10 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 0> for Forward<T> {
     type Loaded<S: Simd> = (Reg<S, E>, T::Loaded<S>);
 
     #[inline(always)]
-    fn prefetch(o: Self::Operands, at: usize) {
-        prefetch_to_write(o.y.wrapping_add(at));
+    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
+        if !PAST {
+            prefetch_to_write(o.y.wrapping_add(at));
+        }
     }
 
     #[inline(always)]
@@ -310,8 +312,10 @@ impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
     type Loaded<S: Simd> = Pair<S, E, T>;
 
     #[inline(always)]
-    fn prefetch(o: Self::Operands, at: usize) {
-        prefetch_to_write(o.dx.wrapping_add(at));
+    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
+        if !PAST {
+            prefetch_to_write(o.dx.wrapping_add(at));
+        }
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ fn check_all<E: Tested>(layouts: impl Iterator<Item = Layout>, what: &str) {
     }
 }
 
-/// Runs of one channel: registers have 1 to 16 lanes, four of them are taken together, and long rows begin at 16 or 64.
+/// Runs of one channel: registers have 1 to 16 lanes, four of them are taken together, and long rows begin at 16 or 24.
 #[test]
 fn run_lengths_around_registers() {
     let inners = || (1..=36).chain(47..=50).chain(60..=70).chain(127..=130);
@@ -70,7 +70,7 @@ fn long_rows_around_blocks_and_chunks() {
     );
 }
 
-/// A unit of columns is at most 1024 wide, its blocks have 128 KiB, its chunks two blocks.
+/// A unit of columns is at most 1024 wide, its blocks have 128 KiB and at least 128 rows, its chunks 256 KiB.
 #[test]
 fn columns_around_units_blocks_and_chunks() {
     check_all::<f32>(
@@ -80,7 +80,7 @@ fn columns_around_units_blocks_and_chunks() {
         "units",
     );
     check_all::<f32>(
-        [(3, 341, 3), (3, 342, 3), (2, 25, 49), (5, 130, 49)]
+        [(3, 341, 3), (3, 342, 3), (2, 75, 15), (5, 130, 23)]
             .into_iter()
             .map(|(o, c, i)| layout(o, c, i)),
         "units of small inner",
@@ -90,6 +90,12 @@ fn columns_around_units_blocks_and_chunks() {
             .into_iter()
             .map(|outer| layout(outer, 64, 1)),
         "blocks",
+    );
+    check_all::<f32>(
+        [127, 128, 129, 257]
+            .into_iter()
+            .map(|outer| layout(outer, 300, 1)),
+        "blocks of wide rows",
     );
     check_all::<f32>(
         [(20_000, 3, 1), (9001, 2, 7), (70_001, 1, 1)]

@@ -1,6 +1,6 @@
 //! The number of threads changes no bit.
 
-use batchnorm_cpu::{Activation, Output, Stream};
+use batchnorm_cpu::{Activation, Epilogue, Normalization, Output, Stream, moments, normalize};
 use half::bf16;
 
 use crate::common::{Case, Tested, layout, wide};
@@ -18,8 +18,16 @@ fn results<E: Tested>(case: &Case<E>) -> Vec<u64> {
     );
     let mut mean = stats[0].clone();
     let mut m2 = stats[0].clone();
-    batchnorm_cpu::moments(case.layout(), &case.x, &mut mean, &mut m2).expect("valid");
-    let mut all = [wide(&y), wide(&dx)].concat();
+    moments(case.layout(), &case.x, &mut mean, &mut m2).expect("valid");
+    let mut inferred = case.x.clone();
+    let params = Normalization {
+        mean: &stats[0],
+        scale: &stats[2],
+        shift: &case.beta,
+    };
+    let stream = Stream::new(&case.x, &mut inferred);
+    normalize(case.layout(), stream, params, Epilogue::default()).expect("valid");
+    let mut all = [wide(&y), wide(&dx), wide(&inferred)].concat();
     all.extend(dresidual.iter().flat_map(|d| wide(d)));
     all.extend(
         stats
@@ -32,7 +40,8 @@ fn results<E: Tested>(case: &Case<E>) -> Vec<u64> {
 }
 
 fn check<E: Tested>() {
-    // Few channels (threads share a channel), many, columns in one unit and in several, narrow rows, small inner, and too little for threads.
+    // Few channels (threads share a channel), many, columns in one unit, in several and in many, narrow rows, small inner in few units and in
+    // many, and too little for threads.
     let shapes = [
         (1, 1, 400_000),
         (3, 3, 70_001),
@@ -40,7 +49,10 @@ fn check<E: Tested>() {
         (16, 48, 784),
         (6001, 64, 1),
         (300, 1500, 1),
+        (12, 40_000, 1),
         (120_001, 3, 1),
+        (16, 500, 23),
+        (10, 8000, 5),
         (16, 500, 49),
         (2, 3, 5),
     ];

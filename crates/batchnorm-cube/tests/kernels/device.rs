@@ -35,17 +35,17 @@ pub fn client() -> Option<Client> {
 
 /// The software adapter with plane operations, or none.
 ///
-/// CubeCL leaves them out where an adapter says that it is a CPU, even if it has them, which Mesa's has from version 24 on.
+/// Mesa's has them, but CubeCL leaves them out where an adapter says that it is a CPU.
 pub fn client_with_planes() -> Option<Client> {
     static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
     CLIENT
         .get_or_init(|| {
-            let client = altered(|info, _| info.device_type = DeviceType::Other)?;
-            let planes = client.properties().features.plane.contains(Plane::Ops);
-            if !planes {
+            let client = altered(|info, _| info.device_type = DeviceType::Other)
+                .filter(|client| client.properties().features.plane.contains(Plane::Ops));
+            if client.is_none() {
                 eprintln!("skipped: the adapter has no subgroups");
             }
-            planes.then_some(client)
+            client
         })
         .clone()
 }

@@ -12,6 +12,10 @@ fuzz_target!(|input: (u8, u8, u8, u8, Vec<i8>)| {
     let (outer, channels, inner, isa, values) = input;
     let layout = Layout::new(outer.into(), (channels % 70).into(), inner.into()).expect("small");
     let (n, c) = (layout.elements(), layout.channels());
+    // The reference is slow, and larger tensors of the same kind have nothing new.
+    if n > 1 << 16 {
+        return;
+    }
     let value = |i: usize| {
         values
             .get(i % values.len().max(1))

@@ -2,7 +2,7 @@
 //!
 //! [`along_rows`] works on one channel: its runs of memory are long, the channel's parameters are constants and the accumulators stay in
 //! registers. [`across_columns`] works on neighbouring columns of different channels: parameters and accumulators are arrays with one value per
-//! column, and four rows are taken together so that they are loaded a quarter as often.
+//! column, and up to four rows are taken together so that they are loaded less often.
 //!
 //! Rows need not be a multiple of the register. Their last register then ends with the row and overlaps the one before it:
 //!
@@ -28,6 +28,10 @@ use crate::{Accum, Element};
 const ROW_UNROLL: usize = 4;
 /// Rows taken together across columns.
 const COLUMN_UNROLL: usize = 4;
+/// Rows from this size on are taken together only in so far as few places of memory are touched at once ([`Pass::WIDE_ROWS`]): 4 read, or 1
+/// read and written. Places that are a power of two apart contend for the same lines of the first-level cache, and registers that cross lines
+/// take two each (at `[4096, 1024]` inference is 1.6 times as fast row by row). Of shorter rows several are in one place.
+const WIDE_ROW_BYTES: usize = 1 << 10;
 
 /// The hardware recognises a run only after some cache lines, and begins anew on each memory page. For runs of up to two pages it pays to ask for
 /// the next one while working on this one: measured 5 to 20 % on `[8, 256, 28, 28]` and `[32, 512, 28, 28]`, nothing on longer runs.
@@ -193,25 +197,33 @@ pub(crate) unsafe fn across_columns<
     }
     // The rows of a sweep are aligned alike.
     assert!(!PAST || (stride * size_of::<E>()).is_multiple_of(size_of::<Reg<S, E>>()));
+    let wide = !PAST && cols * size_of::<E>() >= WIDE_ROW_BYTES;
+    let together = if wide { K::WIDE_ROWS } else { COLUMN_UNROLL };
     let mut row = 0;
-    // SAFETY: the rows are below `rows`, and the assertion is what `sweep` asks of the arrays.
-    unsafe {
-        while row + COLUMN_UNROLL <= rows {
-            sweep::<S, E, K, P, A, COLUMN_UNROLL, PAST>(
-                o,
-                row * stride,
-                stride,
-                cols,
-                param_ptrs,
-                acc_ptrs,
-            );
-            row += COLUMN_UNROLL;
-        }
-        while row < rows {
-            sweep::<S, E, K, P, A, 1, PAST>(o, row * stride, stride, cols, param_ptrs, acc_ptrs);
-            row += 1;
-        }
+    macro_rules! sweeps {
+        ($unroll: expr) => {
+            while row + $unroll <= rows {
+                // SAFETY: the rows are below `rows`, and the assertion is what `sweep` asks of the arrays.
+                unsafe {
+                    sweep::<S, E, K, P, A, { $unroll }, PAST>(
+                        o,
+                        row * stride,
+                        stride,
+                        cols,
+                        param_ptrs,
+                        acc_ptrs,
+                    )
+                };
+                row += $unroll;
+            }
+        };
     }
+    match together {
+        1 => {}
+        2 => sweeps!(2),
+        _ => sweeps!(COLUMN_UNROLL),
+    }
+    sweeps!(1);
     // The overlapping last register has accumulated behind the others: its new lanes belong right after those.
     let lanes = E::Accum::lanes::<S>();
     let rest = cols % lanes;

@@ -31,6 +31,9 @@ pub(crate) trait Pass<E: Element, const P: usize, const A: usize> {
     /// One register of each tensor that it reads.
     type Loaded<S: Simd>: Copy;
 
+    /// How many wide rows of a matrix are taken together ([`across_columns`](super::leaf::across_columns)).
+    const WIDE_ROWS: usize;
+
     /// Reads at position `at`: a whole register if `FULL`, else `n` lanes.
     ///
     /// # Safety
@@ -42,7 +45,8 @@ pub(crate) trait Pass<E: Element, const P: usize, const A: usize> {
         n: usize,
     ) -> Self::Loaded<S>;
 
-    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet; not for what is written past the caches.
+    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet; not for what is written past the
+    /// caches.
     #[inline(always)]
     fn prefetch<const PAST: bool>(_o: Self::Operands, _at: usize) {}
 
@@ -90,6 +94,7 @@ pub(crate) struct Shifted;
 impl<E: Element> Pass<E, 1, 2> for Shifted {
     type Operands = Read<E>;
     type Loaded<S: Simd> = Reg<S, E>;
+    const WIDE_ROWS: usize = 4;
 
     #[inline(always)]
     fn prefetch<const PAST: bool>(o: Read<E>, at: usize) {
@@ -123,6 +128,7 @@ pub(crate) struct Squared;
 impl<E: Element> Pass<E, 1, 1> for Squared {
     type Operands = Read<E>;
     type Loaded<S: Simd> = Reg<S, E>;
+    const WIDE_ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn load<S: Simd, const FULL: bool>(o: Read<E>, at: usize, n: usize) -> Reg<S, E> {
@@ -189,6 +195,7 @@ pub(crate) struct Sums<T>(PhantomData<T>);
 impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
     type Operands = ReadPair<E, T>;
     type Loaded<S: Simd> = Pair<S, E, T>;
+    const WIDE_ROWS: usize = 2;
 
     #[inline(always)]
     fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
@@ -237,6 +244,7 @@ pub(crate) struct Forward<T>(PhantomData<T>);
 impl<E: Element, T: Tail<E>> Pass<E, 3, 0> for Forward<T> {
     type Operands = ReadWrite<E, T>;
     type Loaded<S: Simd> = (Reg<S, E>, T::Loaded<S>);
+    const WIDE_ROWS: usize = 1;
 
     #[inline(always)]
     fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
@@ -310,6 +318,7 @@ pub(crate) struct Gradient<T>(PhantomData<T>);
 impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
     type Operands = ReadPairWrite<E, T>;
     type Loaded<S: Simd> = Pair<S, E, T>;
+    const WIDE_ROWS: usize = 1;
 
     #[inline(always)]
     fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {

@@ -5,7 +5,8 @@
 //! cargo run --release -p batchnorm-benches --bin step -- [--device flex] [--json]
 //! ```
 //!
-//! The three take turns, one step each; times are the medians. The allocator is the example's.
+//! The three take turns, one step each; times are the medians. The allocator is the example's. On a GPU the parts of a step are when they
+//! were queued, only the whole is when they were done.
 
 use std::time::{Duration, Instant};
 
@@ -146,11 +147,20 @@ fn measure(arguments: &Arguments, device: &Device, sizes: [usize; 3]) -> Report 
         loss: CrossEntropyLossConfig::new().init(device),
         times: Vec::new(),
     });
-    let start = Instant::now();
-    while start.elapsed().as_secs_f64() < arguments.seconds {
-        for training in &mut trainings {
+    let turn = |trainings: &mut [Training]| {
+        for training in trainings {
             training.step(images.clone(), labels.clone());
         }
+    };
+    // A GPU compiles and tunes its kernels in the first steps, which can take minutes.
+    const WARM_UP: usize = 10;
+    (0..WARM_UP).for_each(|_| turn(&mut trainings));
+    trainings
+        .iter_mut()
+        .for_each(|training| training.times.clear());
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < arguments.seconds {
+        turn(&mut trainings);
     }
     let [without, ours, burn_nn] = trainings.each_ref().map(Training::medians);
     Report {

@@ -61,6 +61,8 @@ if __name__ == "__main__":
     options = arguments(__doc__.splitlines()[0])
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    # As the suite does: glibc learns from it to keep freed memory (`settle_allocator`).
+    tf.ones(31 << 20, dtype=tf.uint8)
     print(f"TensorFlow {tf.__version__}, {options.threads} threads, ours: {options.suite.name} "
           f"on {options.device}")
     compare(options, "tensorflow", passes_of, channels_last=True)

@@ -202,7 +202,7 @@ pub(crate) unsafe fn across_columns<
     let mut row = 0;
     macro_rules! sweeps {
         ($unroll: expr) => {
-            while row + $unroll <= rows {
+            while rows - row >= $unroll {
                 // SAFETY: the rows are below `rows`, and the assertion is what `sweep` asks of the arrays.
                 unsafe {
                     sweep::<S, E, K, P, A, { $unroll }, PAST>(

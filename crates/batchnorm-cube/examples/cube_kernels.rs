@@ -1,7 +1,7 @@
 //! Times forward and backward of the suite's shapes against a plain vectorised copy on the same device:
 //!
 //! ```text
-//! cargo run --release -p batchnorm-cube --example kernels -- [NAME_PART] [--json FILE]
+//! cargo run --release -p batchnorm-cube --example cube_kernels -- [NAME_PART] [--json FILE]
 //! ```
 //!
 //! A row gives, for a forward and for a backward with all gradients, the median time, the number of launches and

@@ -1,6 +1,6 @@
 //! Times the training kernels into warm memory and compares them with the bandwidth of copying.
 //!
-//! `cargo run --release --example kernels [-- FILTER] [--channels-last] [--half]`
+//! `cargo run --release --example cpu_kernels [-- FILTER] [--channels-last] [--half]`
 //!
 //! The floor of a pass is the time that a parallel copy takes to move the bytes that it must: x and y for the forward pass (2 tensors), x, dy and dx
 //! for the backward pass (3). Copy and kernels alternate, medians of all rounds are printed. `RAYON_NUM_THREADS` sets the number of threads.

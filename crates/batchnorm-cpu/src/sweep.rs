@@ -151,3 +151,29 @@ impl<E: Element, K: Pass<E, P, 0>, const P: usize> Task for MapTask<'_, E, K, P>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tensor_is_cut_between() {
+        let cut = |outer, channels, inner| {
+            let layout = Layout::new(outer, channels, inner)
+                .expect("small")
+                .flattened();
+            Cut::of(&Plan::new::<f32>(layout))
+        };
+        // Long rows, many and few; the only channel.
+        assert_eq!(cut(32, 64, 3136), Cut::Rows);
+        assert_eq!(cut(8, 256, 784), Cut::Channels);
+        assert_eq!(cut(100, 1, 3136), Cut::Columns);
+        // One column per channel: a single row, many rows, few rows of many units.
+        assert_eq!(cut(1, 512, 1), Cut::Channels);
+        assert_eq!(cut(4096, 1024, 1), Cut::Rows);
+        assert_eq!(cut(12, 40_000, 1), Cut::Channels);
+        // Several columns per channel, in many units and in few.
+        assert_eq!(cut(64, 8000, 5), Cut::Channels);
+        assert_eq!(cut(64, 100, 5), Cut::Rows);
+    }
+}

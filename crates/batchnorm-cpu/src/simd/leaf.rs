@@ -74,7 +74,8 @@ pub(crate) unsafe fn along_rows<
     let bound = |n: usize| E::Accum::from_f64(n as f64).splat::<S>();
     let (from, to) = (bound(new.start), bound(new.end));
 
-    let prefetch = rows > 1 && len * size_of::<E>() <= PREFETCHED_ROW_BYTES;
+    // A pass that writes asks for its output alone, which needs no reading where it goes past the caches.
+    let prefetch = !PAST && rows > 1 && len * size_of::<E>() <= PREFETCHED_ROW_BYTES;
     for row in 0..rows {
         let start = row * stride;
         let head = head::<S, E, K, P, A, PAST>(o, start).min(len);
@@ -96,7 +97,7 @@ pub(crate) unsafe fn along_rows<
             while i + ROW_UNROLL * lanes <= whole {
                 if prefetch {
                     for u in 0..ROW_UNROLL {
-                        K::prefetch::<PAST>(o, start + stride + i + u * lanes);
+                        K::prefetch(o, start + stride + i + u * lanes);
                     }
                 }
                 let mut loaded = [K::load::<S, true>(o, start + i, lanes); ROW_UNROLL];

@@ -45,10 +45,10 @@ pub(crate) trait Pass<E: Element, const P: usize, const A: usize> {
         n: usize,
     ) -> Self::Loaded<S>;
 
-    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet; not for what is written past the
-    /// caches.
+    /// Asks for the memory at `at`, which need not be valid, if it is likely not to be in the cache yet. What is read for a pass that
+    /// writes was read for the statistics just now, so such a pass asks for its output alone.
     #[inline(always)]
-    fn prefetch<const PAST: bool>(_o: Self::Operands, _at: usize) {}
+    fn prefetch(_o: Self::Operands, _at: usize) {}
 
     /// Computes, and writes at the position where `loaded` comes from.
     ///
@@ -97,7 +97,7 @@ impl<E: Element> Pass<E, 1, 2> for Shifted {
     const WIDE_ROWS: usize = 4;
 
     #[inline(always)]
-    fn prefetch<const PAST: bool>(o: Read<E>, at: usize) {
+    fn prefetch(o: Read<E>, at: usize) {
         prefetch_to_read(o.x.wrapping_add(at));
     }
 
@@ -198,7 +198,7 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 2> for Sums<T> {
     const WIDE_ROWS: usize = 2;
 
     #[inline(always)]
-    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
+    fn prefetch(o: Self::Operands, at: usize) {
         prefetch_to_read(o.x.wrapping_add(at));
         prefetch_to_read(o.dy.wrapping_add(at));
     }
@@ -247,10 +247,8 @@ impl<E: Element, T: Tail<E>> Pass<E, 3, 0> for Forward<T> {
     const WIDE_ROWS: usize = 1;
 
     #[inline(always)]
-    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
-        if !PAST {
-            prefetch_to_write(o.y.wrapping_add(at));
-        }
+    fn prefetch(o: Self::Operands, at: usize) {
+        prefetch_to_write(o.y.wrapping_add(at));
     }
 
     #[inline(always)]
@@ -321,10 +319,8 @@ impl<E: Element, T: Tail<E>> Pass<E, 6, 0> for Gradient<T> {
     const WIDE_ROWS: usize = 1;
 
     #[inline(always)]
-    fn prefetch<const PAST: bool>(o: Self::Operands, at: usize) {
-        if !PAST {
-            prefetch_to_write(o.dx.wrapping_add(at));
-        }
+    fn prefetch(o: Self::Operands, at: usize) {
+        prefetch_to_write(o.dx.wrapping_add(at));
     }
 
     #[inline(always)]

@@ -80,9 +80,16 @@ fn columns_around_units_blocks_and_chunks() {
         "units",
     );
     check_all::<f32>(
-        [(3, 341, 3), (3, 342, 3), (2, 75, 15), (5, 130, 23)]
-            .into_iter()
-            .map(|(o, c, i)| layout(o, c, i)),
+        [
+            (3, 341, 3),
+            (3, 342, 3),
+            (2, 25, 49),
+            (5, 130, 49),
+            (2, 75, 15),
+            (5, 130, 23),
+        ]
+        .into_iter()
+        .map(|(o, c, i)| layout(o, c, i)),
         "units of small inner",
     );
     check_all::<f32>(

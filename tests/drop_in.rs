@@ -130,7 +130,7 @@ fn records_go_both_ways() {
         let ours = ours::Block {
             norm: ours::config().init(&device),
         };
-        let ours = ours.load_record(theirs.clone().into_record().allow_partial(true));
+        let ours = ours.load_record(theirs.clone().into_record());
         let statistics = |norm: &burn_batchnorm::BatchNorm| {
             (
                 vector(norm.running_mean.value()),
@@ -148,7 +148,7 @@ fn records_go_both_ways() {
 
         ours.norm.forward(x());
         let expected = statistics(&ours.norm);
-        let theirs = theirs.load_record(ours.into_record().allow_unused(true));
+        let theirs = theirs.load_record(ours.into_record());
         let theirs = theirs.norm;
         assert_eq!(
             expected,

@@ -3,7 +3,8 @@
 use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_batchnorm::{Averaging, BatchNormConfig, SingleValue, Variance, functional};
+use burn_batchnorm::functional::{self, Epilogue};
+use burn_batchnorm::{Averaging, BatchNormConfig, SingleValue, Variance};
 
 use crate::common::{assert_close, random, values, vector};
 
@@ -95,7 +96,8 @@ fn a_large_mean_keeps_four_digits_of_the_variance() {
         let variance = exact.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
 
         let (gamma, beta) = (Tensor::ones([1], &device), Tensor::zeros([1], &device));
-        let result = functional::batch_norm_train(x, gamma, beta, 1e-5, 1);
+        let result = functional::train(x, gamma, beta, 1e-5, 1, Epilogue::default());
+        let result = result.expect("a batch");
         let [got] = vector(result.variance)[..] else {
             panic!("one channel");
         };

@@ -194,7 +194,10 @@ fn fields_set_out_of_range_are_refused() {
     refused(
         &layer,
         || random([8, 3], 1, &device),
-        &BatchNormError::Epsilon { epsilon: 0.0 },
+        &BatchNormError::Epsilon {
+            epsilon: 0.0,
+            smallest: f32::MIN_POSITIVE.into(),
+        },
     );
     layer.epsilon = 1e-5;
     layer.momentum = 2.0;

@@ -15,11 +15,14 @@ pub enum BatchNormError {
     NumFeatures,
     /// `epsilon` cannot keep the division finite.
     #[error(
-        "epsilon must be finite and positive. Got {epsilon}: use a value such as the default 1e-5."
+        "epsilon must be finite and positive. Got {epsilon}, expected at least {smallest:e}, the \
+         smallest normal value of the type computed in: use a value such as the default 1e-5."
     )]
     Epsilon {
         /// The value found.
         epsilon: f64,
+        /// The smallest one allowed.
+        smallest: f64,
     },
     /// `momentum` is not a weight.
     #[error(
@@ -32,7 +35,8 @@ pub enum BatchNormError {
     },
     /// The activation has no meaning with its numbers.
     #[error(
-        "activation expects a finite slope and bounds in order (min <= max), got {activation:?}."
+        "activation expects a slope or bounds that are finite in f32, and bounds in order (min <= max), \
+         got {activation:?}: for a single bound use `Relu`, or clamp the output."
     )]
     Activation {
         /// The configured one.
@@ -125,6 +129,51 @@ pub enum BatchNormError {
         /// Type of the field.
         parameter: DType,
     },
+    /// The device cannot compute with values of that type.
+    #[error(
+        "batch norm expects a type that the device {device} can compute with, got {dtype:?}: cast \
+         the input to F32."
+    )]
+    Unsupported {
+        /// Type of the input.
+        dtype: DType,
+        /// The device of the input.
+        device: String,
+    },
+    /// Input and parameters are in different places.
+    #[error(
+        "batch norm expects `{name}` on the device of the input, {expected}, got {got}: move the \
+         module with `to_device` or `fork`, or the input with `to_device`."
+    )]
+    Device {
+        /// The field or argument.
+        name: &'static str,
+        /// Device of the input.
+        expected: String,
+        /// Device found.
+        got: String,
+    },
+    /// The packed statistics of a functional call have another shape.
+    #[error(
+        "batch norm expects `center` of shape [3, {channels}] or [4, {channels}], as `moments` returns \
+         it, got {got:?}."
+    )]
+    Center {
+        /// Channels of the input.
+        channels: usize,
+        /// Shape found.
+        got: Vec<usize>,
+    },
+    /// The weights of a functional call do not go with its input.
+    #[error(
+        "batch norm expects weights of the input's shape {expected:?}, or with 1 channel, got {got:?}."
+    )]
+    Weights {
+        /// Shape of the input.
+        expected: Vec<usize>,
+        /// Shape found.
+        got: Vec<usize>,
+    },
 }
 
 impl BatchNormError {
@@ -142,6 +191,10 @@ impl BatchNormError {
             Self::Parameter { .. } => "Parameter",
             Self::SingleValue { .. } => "SingleValue",
             Self::DType { .. } => "DType",
+            Self::Unsupported { .. } => "Unsupported",
+            Self::Device { .. } => "Device",
+            Self::Center { .. } => "Center",
+            Self::Weights { .. } => "Weights",
         }
     }
 }

@@ -1,11 +1,12 @@
-use burn::module::{Flag, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::module::{Flag, Param, ParamId};
+use burn::tensor::{Device, Tensor};
 
-use crate::config::validate_hyperparameters;
-use crate::functional::{Epilogue, Running, Training, cast, compute_dtype, normalize_then, train};
-use crate::{
-    Averaging, BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue, Variance,
-};
+use crate::config::{validate_epsilon, validate_momentum};
+use crate::operands::{Epilogue, Operands, cast};
+use crate::ops::composed::compute_dtype;
+use crate::statistics::fields::{Fields, show};
+use crate::statistics::{Finished, Rule, Shared, Values, stored};
+use crate::{BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue};
 
 /// Applies batch normalization over a tensor.
 ///
@@ -23,19 +24,20 @@ use crate::{
 /// # Copies
 ///
 /// The running statistics change behind `&self`. A clone has its own: nothing done to it reaches the
-/// original, so a clone can serve as an averaged model. A fork of a clone, which is what Burn's
-/// multi-device training makes for its workers, reports what it observes to the original: the
-/// workers of one step are averaged by their number of values and count as one batch.
+/// original, so a clone can serve as an averaged model. A fork of an unchanged clone, which is what
+/// Burn's multi-device training makes for its workers, hands what it observed to the original when it
+/// is dropped: the workers of one step are averaged by their number of values and count as one batch.
+/// A fork that an optimizer, a record or another mapper has changed is a model of its own.
 ///
 /// # Records
 ///
-/// `gamma`, `beta`, `running_mean`, `running_var` and `batches_tracked` (the counter), without those
-/// that the configuration switches off. Records of burn-nn's layer and PyTorch's files lack only the
-/// last: load them with `allow_partial(true)` on the record or the store; the count stays as it is.
-/// Ours load into burn-nn's layer with `ModuleRecord::allow_unused(true)`.
+/// `gamma`, `beta`, `running_mean` and `running_var`, as burn-nn's layer and PyTorch name them, without
+/// those that the configuration switches off; where the running statistics are
+/// [`Cumulative`](crate::Averaging::Cumulative), `num_batches_tracked` too. Statistics are kept in f32
+/// at least, whatever type a record has.
 ///
 /// Should be created using [`BatchNormConfig`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct BatchNorm {
     /// The learnable weight gamma, shape `[channels]`; ones where the configuration has no scale.
     pub gamma: Param<Tensor<1>>,
@@ -76,8 +78,9 @@ impl BatchNormConfig {
     ///
     /// # Errors
     ///
-    /// If `num_features` is zero, `epsilon` is not finite and positive, `momentum` is not within
-    /// `[0, 1]`, or `activation` has a slope that is not finite or bounds out of order.
+    /// If `num_features` is zero, `epsilon` is not finite and positive in the type that is computed
+    /// in, `momentum` is not within `[0, 1]`, or `activation` has a slope or bounds that are not finite
+    /// in f32 or not in order.
     pub fn try_init(&self, device: &Device) -> Result<BatchNorm, BatchNormError> {
         self.validate()?;
 
@@ -86,21 +89,36 @@ impl BatchNormConfig {
             Param::from_tensor(Tensor::full(shape, value, device)).set_require_grad(learnable)
         };
         let gamma = constant(1.0, self.scale);
-        let beta = constant(0.0, self.shift);
-        let statistics = (device, compute_dtype(gamma.dtype()));
+        validate_epsilon(self.epsilon, compute_dtype(gamma.dtype()))?;
+        let running = Shared::new(Values {
+            mean: stored(Tensor::zeros(shape, device)),
+            variance: stored(Tensor::ones(shape, device)),
+            batches: 0,
+        });
+        let ids = [(); 3].map(|()| ParamId::new());
+        let (running_mean, running_var, num_batches_tracked) = show(&running, ids);
 
         Ok(BatchNorm {
             gamma,
-            beta,
+            beta: constant(0.0, self.shift),
             training: Param::from_bool(true),
-            running_mean: RunningState::new(Tensor::zeros(shape, statistics)),
-            running_var: RunningState::new(Tensor::ones(shape, statistics)),
-            num_batches_tracked: BatchCounter::new(device),
+            running_mean,
+            running_var,
+            num_batches_tracked,
             momentum: self.momentum,
             epsilon: self.epsilon,
             config: self.clone(),
         })
     }
+}
+
+/// Which statistics a call normalizes by.
+enum Source {
+    Running,
+    Batch {
+        /// Whether they enter the running ones.
+        enter: bool,
+    },
 }
 
 impl BatchNorm {
@@ -114,7 +132,8 @@ impl BatchNorm {
     ///   configured `channel_axis`
     /// - `output`: shape and type of the input
     ///
-    /// An input without elements comes back as it is, and changes no state.
+    /// An input without elements gives an output without elements, gradients of 0, and changes no
+    /// state.
     ///
     /// # Panics
     ///
@@ -129,9 +148,10 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// If the input has rank < 2, another number of channels than the layer or a type that does not
-    /// go with the parameters; if it has one value per channel, batch statistics are asked for and
-    /// the [`SingleValue`] policy refuses it; if `epsilon` or `momentum` were set out of range.
+    /// If the input has rank < 2, another number of channels than the layer, another device, or a type
+    /// that does not go with the parameters or that the device cannot compute with; if it has one value
+    /// per channel, batch statistics are asked for and the [`SingleValue`] policy refuses it; if
+    /// `epsilon` or `momentum` were set out of range.
     pub fn try_forward<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -167,8 +187,8 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// As for [`try_forward`](Self::try_forward), and if the residual has not the shape and type of
-    /// the input.
+    /// As for [`try_forward`](Self::try_forward), and if the residual has not the shape, type and
+    /// device of the input.
     pub fn try_forward_residual<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -185,154 +205,130 @@ impl BatchNorm {
             .with_epsilon(self.epsilon)
     }
 
+    pub(crate) fn statistics(&self) -> Fields<'_> {
+        Fields {
+            mean: &self.running_mean,
+            variance: &self.running_var,
+            counter: &self.num_batches_tracked,
+        }
+    }
+
+    /// Checks, then chooses the statistics, then runs.
     fn run<const D: usize>(
         &self,
         input: Tensor<D>,
         residual: Option<Tensor<D>>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        let axis = self.validate(&input, residual.as_ref())?;
-        let shape = input.shape();
-        if shape.num_elements() == 0 {
-            return Ok(input);
-        }
-        let values_per_channel = shape.num_elements() / shape[axis];
+        let shape = input.shape().to_vec();
+        let axis = self.channel_axis(&shape)?;
+        let values = shape.iter().product::<usize>() / shape[axis];
+        validate_momentum(self.momentum)?;
+        // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
+        // freezes a layer and leaves it on the training device, where the rest of the graph lives.
+        let training = input.device().is_autodiff() && self.training.is_enabled();
 
+        let computed = compute_dtype(input.dtype());
+        let parameters = [
+            (&self.gamma, self.config.scale),
+            (&self.beta, self.config.shift),
+        ]
+        .map(|(parameter, learnable)| match learnable {
+            true => parameter.val(),
+            // A constant goes with every type.
+            false => cast(parameter.val(), computed),
+        });
         let epilogue = Epilogue {
             activation: self.config.activation,
             residual,
         };
-        // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
-        // freezes a layer and leaves it on the training device, where the rest of the graph lives.
-        let training = input.device().is_autodiff() && self.training.is_enabled();
-        let tracking = self.config.running_stats;
-        if !training && tracking {
-            return Ok(self.forward_inference(input, axis, epilogue));
-        }
-        match (values_per_channel, self.config.single_value) {
-            (1, SingleValue::UseRunning) if tracking => {
-                Ok(self.forward_inference(input, axis, epilogue))
+        let operands = Operands::new(input, parameters, epilogue, self.epsilon, axis)?;
+        let source = self.source(training, values, shape)?;
+
+        let statistics = self.statistics();
+        match source {
+            Source::Running => {
+                let Values { mean, variance, .. } = self.checked(statistics.values())?;
+                Ok(operands.normalize_by([mean, variance]))
             }
-            (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
+            Source::Batch { enter: false } => Ok(operands.train(None).output),
+            Source::Batch { enter: true } => {
+                let rule = Rule {
+                    averaging: self.config.averaging,
+                    momentum: self.momentum,
+                    estimator: self.config.variance,
+                    values,
+                };
+                let mut begun = statistics.begin(&rule);
+                begun.values = self.checked(begun.values)?;
+                let trained = operands.train(Some((&begun.values, begun.update)));
+                if let Some(blended) = trained.running {
+                    let moments = trained.moments;
+                    statistics.finish(begun, &rule, Finished { blended, moments });
+                }
+                Ok(trained.output)
+            }
+        }
+    }
+
+    /// The channel axis of an input, counted from the front.
+    fn channel_axis(&self, shape: &[usize]) -> Result<usize, BatchNormError> {
+        let rank = shape.len();
+        if rank < 2 {
+            return Err(BatchNormError::Rank { rank });
+        }
+        let axis = self.config.channel_axis;
+        let from_front = match axis < 0 {
+            true => axis + rank as isize,
+            false => axis,
+        };
+        let from_front = usize::try_from(from_front)
+            .ok()
+            .filter(|axis| *axis < rank)
+            .ok_or(BatchNormError::ChannelAxis { axis, rank })?;
+        match (self.config.num_features, shape[from_front]) {
+            (expected, got) if expected == got => Ok(from_front),
+            (expected, got) => Err(BatchNormError::Channels {
+                expected,
+                got,
+                axis: from_front,
                 shape: shape.to_vec(),
+            }),
+        }
+    }
+
+    fn source(
+        &self,
+        training: bool,
+        values: usize,
+        shape: Vec<usize>,
+    ) -> Result<Source, BatchNormError> {
+        let tracking = self.config.running_stats;
+        match (values, self.config.single_value) {
+            _ if !training && tracking => Ok(Source::Running),
+            // Nothing to take statistics of, and nothing that they would change.
+            (0, _) => Ok(Source::Running),
+            (1, SingleValue::UseRunning) if tracking => Ok(Source::Running),
+            (1, SingleValue::SkipUpdate) => Ok(Source::Batch { enter: false }),
+            (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
+                shape,
                 hint: match tracking {
                     true => "UseRunning, SkipUpdate",
                     false => "SkipUpdate: this layer has no running statistics to use",
                 },
             }),
-            (1, SingleValue::SkipUpdate) => Ok(self.forward_batch(input, axis, epilogue, None)),
-            (n, _) => {
-                let update = (training && tracking).then_some(n);
-                Ok(self.forward_batch(input, axis, epilogue, update))
-            }
+            _ => Ok(Source::Batch {
+                enter: training && tracking,
+            }),
         }
     }
 
-    fn forward_inference<const D: usize>(
-        &self,
-        input: Tensor<D>,
-        axis: usize,
-        epilogue: Epilogue<D>,
-    ) -> Tensor<D> {
-        let device = input.device();
-        let dtype = compute_dtype(input.dtype());
-        let mean = self.running_mean.value().to_device(&device);
-        let variance = cast(self.running_var.value().to_device(&device), dtype);
-
-        let inv_std = (variance + self.epsilon).sqrt().recip();
-        let scale = cast(self.gamma.val(), dtype) * inv_std;
-        normalize_then(input, mean, scale, self.beta.val(), axis, epilogue)
-    }
-
-    /// Normalizes by the statistics of the batch. With `Some` number of values per channel, more than
-    /// one, they enter the running ones.
-    fn forward_batch<const D: usize>(
-        &self,
-        input: Tensor<D>,
-        axis: usize,
-        epilogue: Epilogue<D>,
-        update: Option<usize>,
-    ) -> Tensor<D> {
-        let update = update.map(|n| {
-            let count = self.num_batches_tracked.snapshot();
-            let (mean, var) = (self.running_mean.snapshot(), self.running_var.snapshot());
-            let device = input.device();
-            let running = Running {
-                mean: mean.value.clone().to_device(&device),
-                var: var.value.clone().to_device(&device),
-                factor: match self.config.averaging {
-                    Averaging::Exponential => self.momentum,
-                    Averaging::Cumulative => 1.0 / (count.value as f64 + 1.0),
-                },
-                correction: match self.config.variance {
-                    Variance::Unbiased => n as f64 / (n as f64 - 1.0),
-                    Variance::Biased => 1.0,
-                },
-            };
-            (running, (count, mean, var, n as f64))
-        });
-        let (running, before) = update.unzip();
-        let training = Training {
-            gamma: self.gamma.val(),
-            beta: self.beta.val(),
-            epsilon: self.epsilon,
-            channel_axis: axis,
-            epilogue,
-            running,
-        };
-        let (result, running) = train(input, training);
-        if let (Some((count, mean, var, weight)), Some((new_mean, new_var))) = (before, running) {
-            self.running_mean.observe(mean, new_mean, weight);
-            self.running_var.observe(var, new_var, weight);
-            self.num_batches_tracked.observe(count, weight);
-        }
-        result.output
-    }
-
-    /// Every check of a call, before anything is computed. Returns the channel axis, counted from
-    /// the front.
-    fn validate<const D: usize>(
-        &self,
-        input: &Tensor<D>,
-        residual: Option<&Tensor<D>>,
-    ) -> Result<usize, BatchNormError> {
-        if D < 2 {
-            return Err(BatchNormError::Rank { rank: D });
-        }
-        validate_hyperparameters(self.epsilon, self.momentum)?;
-
-        let axis = self.config.channel_axis;
-        let from_front = match axis < 0 {
-            true => axis + D as isize,
-            false => axis,
-        };
-        let axis = usize::try_from(from_front)
-            .ok()
-            .filter(|axis| *axis < D)
-            .ok_or(BatchNormError::ChannelAxis { axis, rank: D })?;
-
+    /// The running statistics, which somebody may have replaced by others.
+    fn checked(&self, values: Values) -> Result<Values, BatchNormError> {
         let expected = self.config.num_features;
-        let shape = input.shape();
-        if shape[axis] != expected {
-            return Err(BatchNormError::Channels {
-                expected,
-                got: shape[axis],
-                axis,
-                shape: shape.to_vec(),
-            });
-        }
-
-        let dtype = input.dtype();
-        if let Some(residual) = residual
-            && (residual.shape() != shape || residual.dtype() != dtype)
-        {
-            return Err(BatchNormError::Residual {
-                expected: shape.to_vec(),
-                dtype,
-                got: residual.shape().to_vec(),
-                got_dtype: residual.dtype(),
-            });
-        }
-        for (name, tensor) in [("gamma", &self.gamma), ("beta", &self.beta)] {
+        for (name, tensor) in [
+            ("running_mean", &values.mean),
+            ("running_var", &values.variance),
+        ] {
             let [got] = tensor.dims();
             if got != expected {
                 return Err(BatchNormError::Parameter {
@@ -341,29 +337,7 @@ impl BatchNorm {
                     got,
                 });
             }
-            let parameter = tensor.dtype();
-            let half_input = matches!(dtype, DType::F16 | DType::BF16) && parameter == DType::F32;
-            if !dtype.is_float() || (parameter != dtype && !half_input) {
-                return Err(BatchNormError::DType {
-                    input: dtype,
-                    name,
-                    parameter,
-                });
-            }
         }
-        for (name, state) in [
-            ("running_mean", &self.running_mean),
-            ("running_var", &self.running_var),
-        ] {
-            let [got] = state.value().dims();
-            if got != expected {
-                return Err(BatchNormError::Parameter {
-                    name,
-                    expected,
-                    got,
-                });
-            }
-        }
-        Ok(axis)
+        Ok(values)
     }
 }

@@ -42,9 +42,6 @@
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state
 
-mod activation;
-#[cfg(all(feature = "autodiff", any(feature = "cpu", feature = "cube")))]
-mod autodiff;
 #[cfg_attr(
     not(feature = "autodiff"),
     allow(dead_code, reason = "only autodiff runs a backward pass")
@@ -52,21 +49,20 @@ mod autodiff;
 mod backends;
 mod config;
 mod error;
-#[cfg(any(feature = "cpu", feature = "cube"))]
-#[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
-#[cfg_attr(
-    not(feature = "autodiff"),
-    allow(dead_code, reason = "only autodiff runs a backward pass")
-)]
-mod extension;
 pub mod functional;
 mod layer;
 mod module;
-mod running;
+mod operands;
+#[cfg_attr(
+    not(all(feature = "autodiff", any(feature = "host", feature = "cube"))),
+    allow(dead_code, reason = "only autodiff runs a backward pass")
+)]
+mod ops;
+mod options;
+mod statistics;
 mod view;
 
-pub use activation::Activation;
-pub use config::{Averaging, BatchNormConfig, SingleValue, Variance};
+pub use config::{Activation, Averaging, BatchNormConfig, SingleValue, Variance};
 pub use error::BatchNormError;
 pub use layer::BatchNorm;
-pub use running::{BatchCounter, RunningState};
+pub use statistics::fields::{BatchCounter, RunningState};

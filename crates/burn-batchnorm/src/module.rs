@@ -1,103 +1,242 @@
 //! [`BatchNorm`] as a Burn module.
 //!
-//! Written by hand, since `#[derive(Module)]` knows only fields that are always part of the module:
-//! here the configuration decides whether `gamma`, `beta` and the running statistics are parameters
-//! that visitors see (records, optimizers, PyTorch import), while the fields stay in place so that
-//! code written for burn-nn's layer finds them.
+//! Written by hand, since `#[derive(Module)]` knows only fields that are always part of the module and
+//! independent of each other. Here the configuration decides which of them visitors see (records,
+//! optimizers, PyTorch import), while the fields stay in place so that code written for burn-nn's
+//! layer finds them; and the running statistics are one state that three fields show.
 
 use burn::module::{
     Content, DisplaySettings, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
-    ModuleVisitor,
+    ModuleVisitor, Param, ParamId,
 };
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
-use crate::{BatchNorm, BatchNormConfig};
+use crate::statistics::fields::show;
+use crate::statistics::{Shared, Values, stored};
+use crate::{Averaging, BatchNorm, BatchNormConfig};
 
 /// The name that burn-store's PyTorch adapter knows batch norm by.
 const CONTAINER: &str = "Struct:BatchNorm";
-/// The key of the counter in records. [`BatchCounter`](crate::BatchCounter) says why it is not the
-/// field's name.
-const COUNTER: &str = "batches_tracked";
 
-fn visit<M: Module, V: ModuleVisitor>(seen: bool, name: &str, module: &M, visitor: &mut V) {
+/// What visitors and mappers see, by name.
+struct Seen {
+    gamma: bool,
+    beta: bool,
+    statistics: bool,
+    /// The count decides something only where every batch weighs the same.
+    counter: bool,
+}
+
+impl BatchNorm {
+    fn seen(&self) -> Seen {
+        let config = &self.config;
+        Seen {
+            gamma: config.scale,
+            beta: config.shift,
+            statistics: config.running_stats,
+            counter: config.running_stats && config.averaging == Averaging::Cumulative,
+        }
+    }
+
+    /// The same layer with other running statistics.
+    fn showing(self, statistics: &std::sync::Arc<Shared>) -> Self {
+        let ids = self.statistics().ids();
+        let (running_mean, running_var, num_batches_tracked) = show(statistics, ids);
+        Self {
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            ..self
+        }
+    }
+}
+
+fn visit<V: ModuleVisitor>(seen: bool, name: &str, visitor: &mut V, visit: impl FnOnce(&mut V)) {
     if seen {
         visitor.enter_module(name, CONTAINER);
-        module.visit(visitor);
+        visit(visitor);
         visitor.exit_module(name, CONTAINER);
     }
 }
 
-fn map<M: Module, F: ModuleMapper>(seen: bool, name: &str, module: M, mapper: &mut F) -> M {
+fn map<M: ModuleMapper, T>(
+    seen: bool,
+    name: &str,
+    mapper: &mut M,
+    value: T,
+    map: impl FnOnce(&mut M, T) -> T,
+) -> T {
     if !seen {
-        return module;
+        return value;
     }
     mapper.enter_module(name, CONTAINER);
-    let module = module.map(mapper);
+    let value = map(mapper, value);
     mapper.exit_module(name, CONTAINER);
-    module
+    value
+}
+
+/// A running statistic as mappers see it: a parameter that requires no gradient.
+fn map_statistic<M: ModuleMapper>(
+    mapper: &mut M,
+    (id, value): (ParamId, Tensor<1>),
+) -> (ParamId, Tensor<1>) {
+    let (id, value, _) = mapper.map_float(Param::initialized(id, value)).consume();
+    (id, stored(value))
+}
+
+/// The count as a parameter: shape `[1]`, since Burn has no tensors of rank 0. Its tensor is made only
+/// if somebody looks: an optimizer maps every parameter at every step.
+fn count_param(id: ParamId, count: u64, device: &Device) -> Param<Tensor<1, Int>> {
+    let make = move |device: &Device, _| {
+        let data = TensorData::from([i64::try_from(count).unwrap_or(i64::MAX)]);
+        match device.supports_dtype(DType::I64) {
+            true => Tensor::from_data(data, (device, DType::I64)),
+            false => Tensor::from_data(data, device),
+        }
+    };
+    Param::uninitialized(id, make, device.clone(), false, Shape::new([1]))
+}
+
+fn map_count<M: ModuleMapper>(
+    mapper: &mut M,
+    (id, count): (ParamId, u64),
+    device: &Device,
+) -> (ParamId, u64) {
+    let param = mapper.map_int(count_param(id, count, device));
+    let id = param.id;
+    if !param.is_initialized() {
+        return (id, count);
+    }
+    let count = param.into_value().into_data().iter::<i64>().next();
+    (
+        id,
+        count.map_or(0, |count| u64::try_from(count).unwrap_or(0)),
+    )
+}
+
+impl Clone for BatchNorm {
+    fn clone(&self) -> Self {
+        let (running_mean, running_var, num_batches_tracked) = show(
+            &self.statistics().shared().cloned(),
+            self.statistics().ids(),
+        );
+        Self {
+            gamma: self.gamma.clone(),
+            beta: self.beta.clone(),
+            training: self.training.clone(),
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            momentum: self.momentum,
+            epsilon: self.epsilon,
+            config: self.config.clone(),
+        }
+    }
 }
 
 impl Module for BatchNorm {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        let BatchNormConfig {
-            scale,
-            shift,
-            running_stats,
-            ..
-        } = self.config;
-        visit(scale, "gamma", &self.gamma, visitor);
-        visit(shift, "beta", &self.beta, visitor);
-        visit(true, "training", &self.training, visitor);
-        visit(running_stats, "running_mean", &self.running_mean, visitor);
-        visit(running_stats, "running_var", &self.running_var, visitor);
-        visit(running_stats, COUNTER, &self.num_batches_tracked, visitor);
+        let seen = self.seen();
+        visit(seen.gamma, "gamma", visitor, |v| self.gamma.visit(v));
+        visit(seen.beta, "beta", visitor, |v| self.beta.visit(v));
+        visit(true, "training", visitor, |v| self.training.visit(v));
+        if !seen.statistics {
+            return;
+        }
+        let [mean, variance, counter] = self.statistics().ids();
+        let values = self.statistics().values();
+        let device = values.mean.device();
+        visit(true, "running_mean", visitor, |v| {
+            v.visit_float(&Param::initialized(mean, values.mean));
+        });
+        visit(true, "running_var", visitor, |v| {
+            v.visit_float(&Param::initialized(variance, values.variance));
+        });
+        visit(seen.counter, "num_batches_tracked", visitor, |v| {
+            v.visit_int(&count_param(counter, values.batches, &device));
+        });
     }
 
-    fn map<F: ModuleMapper>(self, mapper: &mut F) -> Self {
-        let BatchNormConfig {
-            scale,
-            shift,
-            running_stats,
-            ..
-        } = self.config;
-        Self {
-            gamma: map(scale, "gamma", self.gamma, mapper),
-            beta: map(shift, "beta", self.beta, mapper),
-            training: map(true, "training", self.training, mapper),
-            running_mean: map(running_stats, "running_mean", self.running_mean, mapper),
-            running_var: map(running_stats, "running_var", self.running_var, mapper),
-            num_batches_tracked: map(running_stats, COUNTER, self.num_batches_tracked, mapper),
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        let seen = self.seen();
+        let layer = Self {
+            gamma: map(seen.gamma, "gamma", mapper, self.gamma, |m, p| {
+                Module::map(p, m)
+            }),
+            beta: map(seen.beta, "beta", mapper, self.beta, |m, p| {
+                Module::map(p, m)
+            }),
+            training: map(true, "training", mapper, self.training, |m, p| {
+                Module::map(p, m)
+            }),
             ..self
+        };
+        if !seen.statistics {
+            return layer;
+        }
+        let statistics = layer.statistics().shared();
+        let ids = layer.statistics().ids();
+        let values = statistics.values();
+        let device = values.mean.device();
+        let mean = (ids[0], values.mean);
+        let variance = (ids[1], values.variance);
+        let count = (ids[2], values.batches);
+        let (mean_id, mean) = map(true, "running_mean", mapper, mean, map_statistic);
+        let (variance_id, variance) = map(true, "running_var", mapper, variance, map_statistic);
+        let name = "num_batches_tracked";
+        let (counter_id, batches) = map(seen.counter, name, mapper, count, |mapper, count| {
+            map_count(mapper, count, &device)
+        });
+        statistics.change(|values| {
+            *values = Values {
+                mean,
+                variance,
+                batches,
+            }
+        });
+        let (running_mean, running_var, num_batches_tracked) =
+            show(&statistics, [mean_id, variance_id, counter_id]);
+        Self {
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            ..layer
         }
     }
 
     fn to_device(self, device: &Device) -> Self {
+        let statistics = self.statistics().shared();
+        statistics.relocate(device);
+        let layer = self.showing(&statistics);
         Self {
-            gamma: self.gamma.to_device(device),
-            beta: self.beta.to_device(device),
-            running_mean: self.running_mean.to_device(device),
-            running_var: self.running_var.to_device(device),
-            num_batches_tracked: self.num_batches_tracked.to_device(device),
-            ..self
+            gamma: layer.gamma.to_device(device),
+            beta: layer.beta.to_device(device),
+            ..layer
         }
     }
 
     fn fork(self, device: &Device) -> Self {
+        let statistics = self.statistics().shared();
+        statistics.forked();
+        statistics.relocate(device);
+        let layer = self.showing(&statistics);
         Self {
-            gamma: self.gamma.fork(device),
-            beta: self.beta.fork(device),
-            running_mean: self.running_mean.fork(device),
-            running_var: self.running_var.fork(device),
-            num_batches_tracked: self.num_batches_tracked.fork(device),
-            ..self
+            gamma: layer.gamma.fork(device),
+            beta: layer.beta.fork(device),
+            ..layer
         }
     }
 
     fn collect_devices(&self, devices: Vec<Device>) -> Vec<Device> {
         let devices = self.gamma.collect_devices(devices);
-        let devices = self.beta.collect_devices(devices);
-        let devices = self.running_mean.collect_devices(devices);
-        self.running_var.collect_devices(devices)
+        let mut devices = self.beta.collect_devices(devices);
+        let Values { mean, variance, .. } = self.statistics().values();
+        for device in [mean.device(), variance.device()] {
+            if !devices.contains(&device) {
+                devices.push(device);
+            }
+        }
+        devices
     }
 
     fn materialize(self) -> Self {
@@ -109,13 +248,16 @@ impl Module for BatchNorm {
     }
 
     fn valid(&self) -> Self {
+        let statistics = Shared::new(self.statistics().values());
+        let (running_mean, running_var, num_batches_tracked) =
+            show(&statistics, self.statistics().ids());
         Self {
             gamma: self.gamma.valid(),
             beta: self.beta.valid(),
             training: self.training.valid(),
-            running_mean: self.running_mean.valid(),
-            running_var: self.running_var.valid(),
-            num_batches_tracked: self.num_batches_tracked.valid(),
+            running_mean,
+            running_var,
+            num_batches_tracked,
             momentum: self.momentum,
             epsilon: self.epsilon,
             config: self.config.clone(),
@@ -142,6 +284,15 @@ impl ModuleDisplayDefault for BatchNorm {
     }
 }
 
+/// Adds the options that are not at their default.
+macro_rules! differing {
+    ($content:ident, $config:expr, $default:expr, $($option:ident),+) => {
+        $(if $config.$option != $default.$option {
+            $content = $content.add_debug_attribute(stringify!($option), &$config.$option);
+        })+
+    };
+}
+
 impl ModuleDisplay for BatchNorm {
     fn custom_settings(&self) -> Option<DisplaySettings> {
         DisplaySettings::new()
@@ -150,6 +301,7 @@ impl ModuleDisplay for BatchNorm {
     }
 
     /// What burn-nn's layer shows, and every option that is not at its default.
+    #[rustfmt::skip]
     fn custom_content(&self, content: Content) -> Option<Content> {
         let config = &self.config;
         let default = BatchNormConfig::new(config.num_features);
@@ -157,30 +309,10 @@ impl ModuleDisplay for BatchNorm {
             .add("num_features", &config.num_features)
             .add("momentum", &self.momentum)
             .add("epsilon", &self.epsilon);
-        if config.averaging != default.averaging {
-            content = content.add_debug_attribute("averaging", &config.averaging);
-        }
-        if config.variance != default.variance {
-            content = content.add_debug_attribute("variance", &config.variance);
-        }
-        for (name, value, default) in [
-            ("scale", config.scale, default.scale),
-            ("shift", config.shift, default.shift),
-            ("running_stats", config.running_stats, default.running_stats),
-        ] {
-            if value != default {
-                content = content.add(name, &value);
-            }
-        }
-        if config.channel_axis != default.channel_axis {
-            content = content.add("channel_axis", &config.channel_axis);
-        }
-        if config.activation != default.activation {
-            content = content.add_debug_attribute("activation", &config.activation);
-        }
-        if config.single_value != default.single_value {
-            content = content.add_debug_attribute("single_value", &config.single_value);
-        }
+        differing!(
+            content, config, default,
+            averaging, variance, scale, shift, running_stats, channel_axis, activation, single_value
+        );
         match self.training.is_enabled() {
             true => content.optional(),
             false => content.add("training", &self.training).optional(),

@@ -2,8 +2,10 @@ use burn::backend::Flex;
 use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 
-use super::cpu::{self, HostElementBase, HostTensor};
-use crate::extension::{BatchNormOps, Pass, Statistics, TrainParams, Wanted};
+use super::host::{self, HostElementBase, HostTensor};
+use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
+use crate::statistics::Update;
+use crate::view::View;
 
 impl HostTensor for FlexTensor {
     fn into_contiguous(self) -> Self {
@@ -30,4 +32,4 @@ impl HostTensor for FlexTensor {
     }
 }
 
-super::cpu::implement!(Flex, FlexTensor);
+super::host::implement!(Flex, FlexTensor);

@@ -1,12 +1,12 @@
 //! Fused kernels, backend by backend: the tensor primitive to slices, and nothing else.
 
-#[cfg(feature = "cpu")]
-mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "host")]
+mod host;
+#[cfg(feature = "host")]
 mod memory;
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]

@@ -3,8 +3,10 @@ use burn::tensor::{Shape, TensorData};
 use burn_ndarray::NdArrayTensor;
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::cpu::{self, HostElementBase, HostTensor};
-use crate::extension::{BatchNormOps, Pass, Statistics, TrainParams, Wanted};
+use super::host::{self, HostElementBase, HostTensor};
+use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
+use crate::statistics::Update;
+use crate::view::View;
 
 fn unsupported(tensor: &NdArrayTensor) -> ! {
     let dtype = tensor.dtype();
@@ -64,4 +66,4 @@ impl HostTensor for NdArrayTensor {
     }
 }
 
-super::cpu::implement!(NdArray, NdArrayTensor);
+super::host::implement!(NdArray, NdArrayTensor);

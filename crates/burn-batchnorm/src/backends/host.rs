@@ -1,4 +1,4 @@
-//! What the CPU backends share: a tensor in host memory, and the kernels of batchnorm-cpu on it.
+//! What the backends in host memory share: a tensor there, and the kernels of batchnorm-cpu on it.
 //!
 //! Memory is the cost of batch norm, and memory that was never touched before costs a page fault
 //! every 4 KiB on top. So a result goes into its input's buffer where nobody else holds it: `y` into
@@ -15,7 +15,8 @@ use bytemuck::Pod;
 
 use super::memory::reserve;
 use crate::Activation;
-use crate::extension::{Pass, Statistics, TrainParams, Wanted};
+use crate::ops::{Pass, Wanted};
+use crate::statistics::Update;
 use crate::view::View;
 
 /// An element that both worlds know.
@@ -66,85 +67,173 @@ macro_rules! with_element {
     };
 }
 
-/// The six results of a training forward pass.
-pub(super) type Trained<T> = (T, T, T, T, T, T);
+/// The four results of an operation.
+pub(super) type Four<T> = (T, T, T, T);
 
 pub(super) fn train<T: HostTensor>(
     x: T,
-    [gamma, beta]: [T; 2],
-    residual: T,
-    running: [T; 2],
+    affine: [T; 2],
+    residual: Option<T>,
+    running: Option<[T; 2]>,
     pass: Pass,
-    params: TrainParams,
-) -> Trained<T> {
-    with_element!(x, E => train_as::<T, E>(x, [gamma, beta], residual, running, pass, params))
+    update: Update,
+) -> Four<T> {
+    with_element!(x, E => train_as::<T, E>(x, affine, residual, running, pass, update))
 }
 
 fn train_as<T: HostTensor, E: HostElement>(
     x: T,
     affine: [T; 2],
-    residual: T,
-    running: [T; 2],
+    residual: Option<T>,
+    running: Option<[T; 2]>,
     pass: Pass,
-    params: TrainParams,
-) -> Trained<T> {
+    update: Update,
+) -> Four<T> {
     let [gamma, beta] = affine.map(T::into_contiguous);
-    let residual = pass.residual.then(|| residual.into_contiguous());
+    let residual = residual.map(T::into_contiguous);
     let channels = pass.view.channels;
-    let [mut mean, mut variance] = [(); 2].map(|_| zeros::<E>(channels));
-    // The mean, what rounding took from it, the inverse standard deviation.
-    let mut saved = zeros::<E>(3 * channels);
-    let (saved_mean, rest) = saved.split_at_mut(channels);
-    let (mean_low, inv_std) = rest.split_at_mut(channels);
-
+    let mut moments = zeros::<E>(4 * channels);
+    let (mean, rest) = moments.split_at_mut(channels);
+    let (mean_low, rest) = rest.split_at_mut(channels);
+    let (variance, inv_std) = rest.split_at_mut(channels);
     let affine = Affine {
         gamma: gamma.values(),
         beta: beta.values(),
     };
     let out = BatchStatistics {
-        mean: &mut mean,
+        mean,
         mean_low: Some(mean_low),
-        variance: &mut variance,
+        variance,
         inv_std,
     };
     let y = elementwise::<T, E>(x, |stream| {
         train_forward(
-            layout(pass),
+            layout(pass.view),
             stream,
             affine,
-            params.epsilon,
+            pass.epsilon,
             epilogue(pass, residual.as_ref()),
             out,
         )
     });
-
-    saved_mean.copy_from_slice(&mean);
-
-    let [running_mean, running_var] = running.map(T::into_contiguous);
-    let factor = params.factor;
-    let blended = [
-        blend::<E>(running_mean.values(), &mean, factor, 1.0),
-        blend::<E>(running_var.values(), &variance, factor, params.correction),
-    ];
-    let [running_mean, running_var] = blended.map(per_channel::<T, E>);
-    (
-        y,
-        per_channel::<T, E>(mean),
-        per_channel::<T, E>(variance),
-        T::from_values(saved, Shape::new([3, channels])),
-        running_mean,
-        running_var,
-    )
+    let (mean, variance) = match running {
+        None => (gamma.clone(), gamma),
+        Some(running) => {
+            let [mean, variance] = running.map(T::into_contiguous);
+            let batch_mean = &moments[..channels];
+            let batch_variance = &moments[2 * channels..3 * channels];
+            let Update {
+                keep,
+                add_mean,
+                add_variance,
+            } = update;
+            let mean = blend::<E>(mean.values(), batch_mean, keep, add_mean);
+            let variance = blend::<E>(variance.values(), batch_variance, keep, add_variance);
+            (per_channel::<T, E>(mean), per_channel::<T, E>(variance))
+        }
+    };
+    let moments = T::from_values(moments, Shape::new([4, channels]));
+    (y, moments, mean, variance)
 }
 
-pub(super) fn normalize_values<T: HostTensor>(x: T, vectors: [T; 3], residual: T, pass: Pass) -> T {
+pub(super) fn moments<T: HostTensor>(x: T, view: View) -> T {
+    with_element!(x, E => {
+        let x = x.into_contiguous();
+        let mut center = zeros::<E>(3 * view.channels);
+        let (mean, rest) = center.split_at_mut(view.channels);
+        let (_, variance) = rest.split_at_mut(view.channels);
+        succeed(batchnorm_cpu::moments::<E>(layout(view), x.values(), mean, variance));
+        let n = (view.outer * view.inner) as f64;
+        for variance in variance {
+            *variance = Accum::from_f64(variance.to_f64() / n);
+        }
+        T::from_values(center, Shape::new([3, view.channels]))
+    })
+}
+
+/// Statistics in host memory.
+pub(super) enum HostMoments<T> {
+    Batch(T),
+    Center(T),
+    Running(T, T),
+}
+
+struct Rows<A> {
+    mean: Vec<A>,
+    low: Option<Vec<A>>,
+    inv_std: Vec<A>,
+}
+
+impl<T: HostTensor> HostMoments<T> {
+    fn rows<A: HostAccum>(self, epsilon: f64) -> Rows<A> {
+        let inv_std = |variance: &[A]| {
+            let inverse = |v: &A| A::from_f64(1.0 / (v.to_f64() + epsilon).sqrt());
+            variance.iter().map(inverse).collect::<Vec<_>>()
+        };
+        match self {
+            Self::Batch(all) => {
+                let all = all.into_contiguous();
+                let rows: Vec<_> = all.values::<A>().chunks(all.shape()[1]).collect();
+                Rows {
+                    mean: rows[0].to_vec(),
+                    low: Some(rows[1].to_vec()),
+                    inv_std: rows[3].to_vec(),
+                }
+            }
+            Self::Center(center) => {
+                let center = center.into_contiguous();
+                let rows: Vec<_> = center.values::<A>().chunks(center.shape()[1]).collect();
+                Rows {
+                    mean: rows[0].to_vec(),
+                    low: Some(rows[1].to_vec()),
+                    inv_std: inv_std(rows[2]),
+                }
+            }
+            Self::Running(mean, variance) => {
+                let [mean, variance] = [mean, variance].map(T::into_contiguous);
+                Rows {
+                    mean: mean.values().to_vec(),
+                    low: None,
+                    inv_std: inv_std(variance.values()),
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn normalize_values<T: HostTensor>(
+    x: T,
+    moments: HostMoments<T>,
+    affine: [T; 2],
+    residual: Option<T>,
+    pass: Pass,
+) -> T {
+    let [gamma, beta] = affine.map(T::into_contiguous);
+    let residual = residual.map(T::into_contiguous);
+    with_element!(x, E => {
+        let rows = moments.rows::<<E as Element>::Accum>(pass.epsilon);
+        let gamma = gamma.values::<<E as Element>::Accum>();
+        let scale: Vec<_> = gamma.iter().zip(&rows.inv_std).map(|(g, s)| g.times(*s)).collect();
+        let mut shift = beta.values::<<E as Element>::Accum>().to_vec();
+        if let Some(low) = &rows.low {
+            for (channel, shift) in shift.iter_mut().enumerate() {
+                *shift = shift.minus(low[channel], scale[channel]);
+            }
+        }
+        let params = Normalization { mean: &rows.mean, scale: &scale, shift: &shift };
+        elementwise::<T, E>(x, |stream| {
+            normalize(layout(pass.view), stream, params, epilogue(pass, residual.as_ref()))
+        })
+    })
+}
+
+pub(super) fn affine<T: HostTensor>(x: T, vectors: [T; 3], view: View) -> T {
     let vectors = vectors.map(T::into_contiguous);
-    let residual = pass.residual.then(|| residual.into_contiguous());
     with_element!(x, E => {
         let [mean, scale, shift] = vectors.each_ref().map(T::values);
         let params = Normalization { mean, scale, shift };
         elementwise::<T, E>(x, |stream| {
-            normalize(layout(pass), stream, params, epilogue(pass, residual.as_ref()))
+            normalize(layout(view), stream, params, Epilogue::default())
         })
     })
 }
@@ -152,69 +241,55 @@ pub(super) fn normalize_values<T: HostTensor>(x: T, vectors: [T; 3], residual: T
 /// The tensors that a backward pass reads besides the gradient.
 pub(super) struct Kept<T> {
     pub x: T,
-    pub scale: T,
-    pub shift: T,
-    pub residual: T,
-    pub saved: T,
+    pub moments: HostMoments<T>,
+    pub gamma: T,
+    pub beta: T,
+    pub residual: Option<T>,
 }
 
-/// The gradients of x, scale, shift and residual.
+/// The gradients of x, gamma, beta and residual.
 pub(super) fn gradients<T: HostTensor>(
     kept: Kept<T>,
-    output_grad: T,
-    statistics: Statistics,
+    y_grad: T,
     pass: Pass,
     wanted: Wanted,
-) -> (T, T, T, T) {
-    with_element!(kept.x, E => gradients_as::<T, E>(kept, output_grad, statistics, pass, wanted))
+) -> Four<T> {
+    with_element!(kept.x, E => gradients_as::<T, E>(kept, y_grad, pass, wanted))
 }
 
 fn gradients_as<T: HostTensor, E: HostElement>(
     kept: Kept<T>,
     output_grad: T,
-    statistics: Statistics,
     pass: Pass,
     wanted: Wanted,
-) -> (T, T, T, T) {
+) -> Four<T> {
     let Kept {
         x,
-        scale,
-        shift,
+        moments,
+        gamma,
+        beta,
         residual,
-        saved,
     } = kept;
     let channels = pass.view.channels;
-    let [x, scale, shift, saved] = [x, scale, shift, saved].map(T::into_contiguous);
+    let [x, gamma, beta] = [x, gamma, beta].map(T::into_contiguous);
     // The sign of the activation's argument needs the residual, and nothing else does.
     let activated = pass.activation != Activation::None;
-    let residual = (pass.residual && activated).then(|| residual.into_contiguous());
-    // The scale of given statistics is gamma * inv_std: with an inverse deviation of 1 the gradient
-    // for gamma is that for the scale.
-    let ones;
-    let (mean, mean_low, inv_std) = match statistics {
-        Statistics::Given => {
-            ones = vec![E::Accum::from_f64(1.0); channels];
-            (saved.values(), None, &ones[..])
-        }
-        Statistics::Batch => {
-            let (mean, rest) = saved.values().split_at(channels);
-            let (mean_low, inv_std) = rest.split_at(channels);
-            (mean, Some(mean_low), inv_std)
-        }
+    let residual = residual.filter(|_| activated).map(T::into_contiguous);
+    let statistics = match moments {
+        HostMoments::Batch(_) => batchnorm_cpu::Statistics::OfBatch,
+        _ => batchnorm_cpu::Statistics::Constant,
     };
+    let rows = moments.rows::<E::Accum>(pass.epsilon);
     let saved = Saved {
-        gamma: scale.values(),
-        beta: shift.values(),
-        mean,
-        mean_low,
-        inv_std,
-        statistics: match statistics {
-            Statistics::Batch => batchnorm_cpu::Statistics::OfBatch,
-            Statistics::Given => batchnorm_cpu::Statistics::Constant,
-        },
+        gamma: gamma.values(),
+        beta: beta.values(),
+        mean: &rows.mean,
+        mean_low: rows.low.as_deref(),
+        inv_std: &rows.inv_std,
+        statistics,
     };
 
-    let [mut scale_grad, mut shift_grad] = [(); 2].map(|_| zeros::<E>(channels));
+    let [mut gamma_grad, mut beta_grad] = [(); 2].map(|_| zeros::<E>(channels));
     let shape = output_grad.shape();
     let epilogue = epilogue(pass, residual.as_ref());
     let (input_grad, residual_grad) = if wanted.input || (wanted.residual && activated) {
@@ -226,11 +301,11 @@ fn gradients_as<T: HostTensor, E: HostElement>(
         let residual = written.then(|| Output::from(reserve(&mut fresh, elements)));
         let out = Gradients {
             residual,
-            gamma: wanted.scale.then_some(scale_grad.as_mut_slice()),
-            beta: wanted.shift.then_some(shift_grad.as_mut_slice()),
+            gamma: wanted.gamma.then_some(gamma_grad.as_mut_slice()),
+            beta: wanted.beta.then_some(beta_grad.as_mut_slice()),
         };
         let input_grad = elementwise::<T, E>(output_grad, |stream| {
-            backward(layout(pass), x.values(), stream, saved, epilogue, out)
+            backward(layout(pass.view), x.values(), stream, saved, epilogue, out)
         });
         let residual_grad = match (copied, written) {
             (Some(copied), _) => copied,
@@ -245,7 +320,7 @@ fn gradients_as<T: HostTensor, E: HostElement>(
         (input_grad, residual_grad)
     } else {
         let output_grad = output_grad.into_contiguous();
-        let sums = (&mut scale_grad[..], &mut shift_grad[..]);
+        let sums = (&mut gamma_grad[..], &mut beta_grad[..]);
         parameter_gradients::<E>(
             x.values(),
             output_grad.values(),
@@ -258,8 +333,8 @@ fn gradients_as<T: HostTensor, E: HostElement>(
     };
     (
         input_grad,
-        per_channel::<T, E>(scale_grad),
-        per_channel::<T, E>(shift_grad),
+        per_channel::<T, E>(gamma_grad),
+        per_channel::<T, E>(beta_grad),
         residual_grad,
     )
 }
@@ -293,7 +368,7 @@ fn parameter_gradients<E: HostElement>(
         shift: &shift,
     };
     succeed(backward_sums(
-        layout(pass),
+        layout(pass.view),
         x,
         output_grad,
         params,
@@ -339,26 +414,21 @@ fn elementwise<T: HostTensor, E: HostElement>(
     T::from_values(result, shape)
 }
 
-/// `(1 - factor) * running + factor * correction * batch`; a factor of 1 also replaces a NaN.
+/// `keep * running + add * batch`, where a factor of 0 takes nothing, not even a NaN.
 fn blend<E: HostElement>(
     running: &[E::Accum],
     batch: &[E::Accum],
-    factor: f64,
-    correction: f64,
+    keep: f64,
+    add: f64,
 ) -> Vec<E::Accum> {
-    let blended = running.iter().zip(batch).map(|(running, batch)| {
-        let batch = batch.to_f64() * correction;
-        let kept = match factor {
-            1.0 => 0.0,
-            factor => (1.0 - factor) * running.to_f64(),
-        };
-        let added = match factor {
-            0.0 => 0.0,
-            factor => factor * batch,
-        };
-        E::Accum::from_f64(kept + added)
-    });
-    blended.collect()
+    let times = |factor: f64, value: &E::Accum| match factor {
+        0.0 => 0.0,
+        factor => factor * value.to_f64(),
+    };
+    let blended = running.iter().zip(batch);
+    blended
+        .map(|(running, batch)| E::Accum::from_f64(times(keep, running) + times(add, batch)))
+        .collect()
 }
 
 fn zeros<E: HostElement>(len: usize) -> Vec<E::Accum> {
@@ -370,12 +440,12 @@ fn per_channel<T: HostTensor, E: HostElement>(values: Vec<E::Accum>) -> T {
     T::from_values(values, shape)
 }
 
-fn layout(pass: Pass) -> Layout {
+fn layout(view: View) -> Layout {
     let View {
         outer,
         channels,
         inner,
-    } = pass.view;
+    } = view;
     succeed(Layout::new(outer, channels, inner))
 }
 
@@ -384,54 +454,85 @@ fn succeed<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| panic!("batch norm: {error}"))
 }
 
-/// The extension trait for a backend whose tensors are [`HostTensor`]s.
+/// The operations for a backend whose tensors are [`HostTensor`]s.
 macro_rules! implement {
     ($backend:ty, $tensor:ty) => {
+        fn optional(residual: Maybe<$backend>) -> Option<$tensor> {
+            match residual {
+                Maybe::Present(residual) => Some(residual),
+                Maybe::Absent => None,
+            }
+        }
+
+        fn in_host(moments: Moments<$backend>) -> host::HostMoments<$tensor> {
+            match moments {
+                Moments::Batch(moments) => host::HostMoments::Batch(moments),
+                Moments::Center(center) => host::HostMoments::Center(center),
+                Moments::Running(mean, variance) => host::HostMoments::Running(mean, variance),
+            }
+        }
+
         impl BatchNormOps for $backend {
             fn train(
                 x: $tensor,
                 gamma: $tensor,
                 beta: $tensor,
-                residual: $tensor,
-                running_mean: $tensor,
-                running_var: $tensor,
+                residual: Maybe<Self>,
+                running: Running<Self>,
                 pass: Pass,
-                params: TrainParams,
-            ) -> cpu::Trained<$tensor> {
-                let running = [running_mean, running_var];
-                cpu::train(x, [gamma, beta], residual, running, pass, params)
+                update: Update,
+            ) -> host::Four<$tensor> {
+                let running = match running {
+                    Running::Untracked => None,
+                    Running::Tracked(mean, variance) => Some([mean, variance]),
+                };
+                host::train(x, [gamma, beta], optional(residual), running, pass, update)
+            }
+
+            fn moments(x: $tensor, view: View) -> $tensor {
+                host::moments(x, view)
             }
 
             fn normalize(
                 x: $tensor,
-                scale: $tensor,
-                shift: $tensor,
-                residual: $tensor,
-                mean: $tensor,
+                moments: Moments<Self>,
+                gamma: $tensor,
+                beta: $tensor,
+                residual: Maybe<Self>,
                 pass: Pass,
             ) -> $tensor {
-                cpu::normalize_values(x, [mean, scale, shift], residual, pass)
+                let (moments, residual) = (in_host(moments), optional(residual));
+                host::normalize_values(x, moments, [gamma, beta], residual, pass)
             }
 
             fn backward(
                 x: $tensor,
-                output_grad: $tensor,
-                scale: $tensor,
-                shift: $tensor,
-                residual: $tensor,
-                saved: $tensor,
-                statistics: Statistics,
+                y_grad: $tensor,
+                moments: Moments<Self>,
+                gamma: $tensor,
+                beta: $tensor,
+                residual: Maybe<Self>,
                 pass: Pass,
                 wanted: Wanted,
-            ) -> ($tensor, $tensor, $tensor, $tensor) {
-                let kept = cpu::Kept {
+            ) -> host::Four<$tensor> {
+                let kept = host::Kept {
                     x,
-                    scale,
-                    shift,
-                    residual,
-                    saved,
+                    moments: in_host(moments),
+                    gamma,
+                    beta,
+                    residual: optional(residual),
                 };
-                cpu::gradients(kept, output_grad, statistics, pass, wanted)
+                host::gradients(kept, y_grad, pass, wanted)
+            }
+
+            fn affine(
+                x: $tensor,
+                mean: $tensor,
+                scale: $tensor,
+                shift: $tensor,
+                view: View,
+            ) -> $tensor {
+                host::affine(x, [mean, scale, shift], view)
             }
         }
     };

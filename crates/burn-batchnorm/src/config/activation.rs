@@ -1,4 +1,3 @@
-use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::BatchNormError;
@@ -15,15 +14,15 @@ pub enum Activation {
     None,
     /// `max(v, 0)`.
     Relu,
-    /// `v` if positive, else `slope * v`, with a finite slope.
+    /// `v` if positive, else `slope * v`, with a slope that is finite in f32.
     LeakyRelu(f64),
     /// `min(max(v, 0), 6)`.
     Relu6,
     /// `min(max(v, min), max)`, also known as hard tanh.
     Clamp {
-        /// The smallest output.
+        /// The smallest output, finite in f32.
         min: f64,
-        /// The largest output; not less than `min`.
+        /// The largest output, finite in f32; not less than `min`.
         max: f64,
     },
 }
@@ -31,8 +30,8 @@ pub enum Activation {
 impl Activation {
     pub(crate) fn validate(self) -> Result<(), BatchNormError> {
         let valid = match self {
-            Self::LeakyRelu(slope) => slope.is_finite(),
-            Self::Clamp { min, max } => min <= max,
+            Self::LeakyRelu(slope) => in_f32(slope),
+            Self::Clamp { min, max } => in_f32(min) && in_f32(max) && min <= max,
             Self::None | Self::Relu | Self::Relu6 => true,
         };
         match valid {
@@ -40,21 +39,15 @@ impl Activation {
             false => Err(BatchNormError::Activation { activation: self }),
         }
     }
+}
 
-    /// The same with Burn's operations, for devices without a kernel.
-    pub(crate) fn apply<const D: usize>(self, tensor: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::None => tensor,
-            Self::Relu => activation::relu(tensor),
-            Self::LeakyRelu(slope) => activation::leaky_relu(tensor, slope),
-            Self::Relu6 => tensor.clamp(0.0, 6.0),
-            Self::Clamp { min, max } => tensor.clamp(min, max),
-        }
-    }
+/// Finite also where it is computed in f32. (An infinite bound is none: use another activation.)
+fn in_f32(value: f64) -> bool {
+    (value as f32).is_finite()
 }
 
 /// To the type of a kernel crate, which knows nothing of this one.
-#[cfg(any(feature = "cpu", feature = "cube"))]
+#[cfg(any(feature = "host", feature = "cube"))]
 macro_rules! convert {
     ($kernels:ident) => {
         impl From<Activation> for $kernels::Activation {
@@ -71,7 +64,7 @@ macro_rules! convert {
     };
 }
 
-#[cfg(feature = "cpu")]
+#[cfg(feature = "host")]
 convert!(batchnorm_cpu);
 #[cfg(feature = "cube")]
 convert!(batchnorm_cube);

@@ -1,7 +1,15 @@
+//! What a layer can be told: its configuration, and the options' types.
+
+mod activation;
+mod presets;
+
 use burn::config::{Config, config_to_json};
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::{Activation, BatchNormError};
+pub use activation::Activation;
+
+use crate::BatchNormError;
 
 /// How a new batch enters the running statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,7 +68,8 @@ pub enum SingleValue {
 pub struct BatchNormConfig {
     /// The number of channels. Must be greater than zero.
     pub num_features: usize,
-    /// Added to the variance inside the square root. Finite and positive. Default: 1e-5
+    /// Added to the variance inside the square root. Finite, and at least the smallest normal value
+    /// of the type that is computed in: 1.2e-38 for f32 and half inputs. Default: 1e-5
     #[serde(default = "default_epsilon")]
     pub epsilon: f64,
     /// Weight of the new batch in the running statistics, within `[0, 1]`. Default: 0.1
@@ -131,44 +140,6 @@ impl BatchNormConfig {
         }
     }
 
-    /// `torch.nn.BatchNorm1d/2d/3d`: epsilon 1e-5, weight of the new batch 0.1, unbiased running
-    /// variance, channels on axis 1, one value per channel refused.
-    pub fn pytorch(num_features: usize) -> Self {
-        Self::new(num_features)
-    }
-
-    /// `keras.layers.BatchNormalization` (Keras 3): epsilon 1e-3, momentum 0.99 (0.01 here), biased
-    /// running variance, channels last. One value per channel is accepted; the running statistics
-    /// then stay, where Keras moves the variance towards 0.
-    pub fn keras(num_features: usize) -> Self {
-        Self::new(num_features)
-            .with_epsilon(1e-3)
-            .with_momentum(0.01)
-            .with_variance(Variance::Biased)
-            .with_channel_axis(-1)
-            .with_single_value(SingleValue::SkipUpdate)
-    }
-
-    /// `flax.nnx.BatchNorm`: epsilon 1e-5, momentum 0.99 (0.01 here), biased running variance,
-    /// channels last. One value per channel as with [`keras`](Self::keras).
-    pub fn flax(num_features: usize) -> Self {
-        Self::keras(num_features).with_epsilon(1e-5)
-    }
-
-    /// ONNX `BatchNormalization` (opset 15): epsilon 1e-5, momentum 0.9 (0.1 here), biased running
-    /// variance, channels on axis 1. One value per channel as with [`keras`](Self::keras).
-    pub fn onnx(num_features: usize) -> Self {
-        Self::burn(num_features)
-    }
-
-    /// `burn::nn::BatchNorm` 0.22: epsilon 1e-5, weight of the new batch 0.1, biased running
-    /// variance, channels on axis 1. One value per channel as with [`keras`](Self::keras).
-    pub fn burn(num_features: usize) -> Self {
-        Self::new(num_features)
-            .with_variance(Variance::Biased)
-            .with_single_value(SingleValue::SkipUpdate)
-    }
-
     /// Sets [`epsilon`](Self::epsilon).
     pub fn with_epsilon(mut self, epsilon: f64) -> Self {
         self.epsilon = epsilon;
@@ -235,19 +206,29 @@ impl BatchNormConfig {
             return Err(BatchNormError::NumFeatures);
         }
         self.activation.validate()?;
-        validate_hyperparameters(self.epsilon, self.momentum)
+        validate_epsilon(self.epsilon, DType::F64)?;
+        validate_momentum(self.momentum)
     }
 }
 
-/// The checks of the two values that stay public, and so mutable, on the layer.
-pub(crate) fn validate_hyperparameters(epsilon: f64, momentum: f64) -> Result<(), BatchNormError> {
-    if !(epsilon.is_finite() && epsilon > 0.0) {
-        return Err(BatchNormError::Epsilon { epsilon });
+/// `epsilon` must keep `1 / sqrt(0 + epsilon)` finite in the type that is computed in: devices take
+/// what is below its smallest normal value for 0.
+pub(crate) fn validate_epsilon(epsilon: f64, dtype: DType) -> Result<(), BatchNormError> {
+    let smallest = match dtype {
+        DType::F64 => f64::MIN_POSITIVE,
+        _ => f32::MIN_POSITIVE.into(),
+    };
+    match epsilon.is_finite() && epsilon >= smallest {
+        true => Ok(()),
+        false => Err(BatchNormError::Epsilon { epsilon, smallest }),
     }
-    if !(0.0..=1.0).contains(&momentum) {
-        return Err(BatchNormError::Momentum { momentum });
+}
+
+pub(crate) fn validate_momentum(momentum: f64) -> Result<(), BatchNormError> {
+    match (0.0..=1.0).contains(&momentum) {
+        true => Ok(()),
+        false => Err(BatchNormError::Momentum { momentum }),
     }
-    Ok(())
 }
 
 // What `#[derive(Config)]` would add. The derive itself is not used because its `Deserialize` refuses

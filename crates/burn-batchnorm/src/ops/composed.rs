@@ -1,0 +1,298 @@
+//! The operations in Burn's own, on any backend.
+//!
+//! The same formulas as the kernels', with the same names; several passes over memory each. On an
+//! autodiff backend they are differentiated by Burn, operation by operation.
+//!
+//! The moments are taken about the first value of each channel, so that a constant channel has
+//! deviations of exactly 0 (and an output of exactly `beta`) and a mean that is large against the
+//! spread costs no digits; and the mean in two steps, so that a first value that is an outlier costs
+//! none either.
+
+use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
+use burn::tensor::{DType, FloatDType, Shape, Slice};
+
+use super::{Gradients, Maybe, Moments, Pass, Running, Wanted};
+use crate::Activation;
+use crate::statistics::Update;
+use crate::view::View;
+
+/// The type that an input of type `dtype` is computed in.
+pub fn compute_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
+fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    let float = match dtype {
+        DType::F64 => FloatDType::F64,
+        DType::F16 => FloatDType::F16,
+        DType::BF16 => FloatDType::BF16,
+        _ => FloatDType::F32,
+    };
+    match tensor.dtype() == dtype {
+        true => tensor,
+        false => B::float_cast(tensor, float),
+    }
+}
+
+/// Row `index` of a packed tensor, `[channels]`.
+pub fn row<B: Backend>(packed: &FloatTensor<B>, index: usize) -> FloatTensor<B> {
+    let channels = packed.shape()[1];
+    let rows = [Slice::from(index..index + 1), Slice::from(0..channels)];
+    B::float_reshape(
+        B::float_slice(packed.clone(), &rows),
+        Shape::new([channels]),
+    )
+}
+
+/// Tensors of `[channels]` as the rows of one.
+pub fn pack<B: Backend>(rows: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    let rows = rows.into_iter().map(|row| {
+        let channels = row.shape().num_elements();
+        B::float_reshape(row, Shape::new([1, channels]))
+    });
+    B::float_cat(rows.collect(), 0)
+}
+
+pub fn inv_std<B: Backend>(variance: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    B::float_recip(B::float_sqrt(B::float_add_scalar(variance, epsilon.into())))
+}
+
+/// The input as `[outer, channels, inner]` in the type that it is computed in.
+fn wide<B: Backend>(x: FloatTensor<B>, view: View) -> FloatTensor<B> {
+    let dtype = compute_dtype(x.dtype());
+    let shape = Shape::new([view.outer, view.channels, view.inner]);
+    B::float_reshape(cast::<B>(x, dtype), shape)
+}
+
+/// A tensor of `[channels]` as `[1, channels, 1]`.
+fn spread<B: Backend>(vector: FloatTensor<B>) -> FloatTensor<B> {
+    let channels = vector.shape().num_elements();
+    B::float_reshape(vector, Shape::new([1, channels, 1]))
+}
+
+/// Sums over everything but the channels: `[1, channels, 1]`.
+fn sum<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_sum_dims(tensor, &[0, 2])
+}
+
+/// As [`BatchNormOps::moments`](super::BatchNormOps::moments).
+pub fn moments<B: Backend>(x: FloatTensor<B>, view: View) -> FloatTensor<B> {
+    let x = wide::<B>(x, view);
+    let n = (view.outer * view.inner) as f64;
+    let average = |tensor| B::float_div_scalar(sum::<B>(tensor), n.into());
+    let first = B::float_slice(
+        B::float_detach(x.clone()),
+        &[
+            Slice::from(0..1),
+            Slice::from(0..view.channels),
+            Slice::from(0..1),
+        ],
+    );
+    let shifted = B::float_sub(x, first.clone());
+    let about = average(shifted.clone());
+    let centred = B::float_sub(shifted, about.clone());
+    let rest = average(centred.clone());
+    let about = B::float_add(about, rest.clone());
+    let centred = B::float_sub(centred, rest);
+    let variance = average(B::float_mul(centred.clone(), centred));
+
+    let mean = B::float_add(first.clone(), about.clone());
+    // No variable of its own: the gradient of the mean is that of the first row.
+    let low = B::float_sub(about, B::float_sub(mean.clone(), first));
+    pack::<B>(vec![mean, B::float_detach(low), variance])
+}
+
+/// The mean, what rounding took from it, and the inverse standard deviation, each `[1, channels, 1]`.
+fn center<B: Backend>(moments: Moments<B>, epsilon: f64) -> [FloatTensor<B>; 3] {
+    let rows = match moments {
+        Moments::Batch(all) => [row::<B>(&all, 0), row::<B>(&all, 1), row::<B>(&all, 3)],
+        Moments::Center(center) => {
+            let inv_std = inv_std::<B>(row::<B>(&center, 2), epsilon);
+            [row::<B>(&center, 0), row::<B>(&center, 1), inv_std]
+        }
+        Moments::Running(mean, variance) => {
+            let low = B::float_mul_scalar(mean.clone(), 0.0.into());
+            [mean, low, inv_std::<B>(variance, epsilon)]
+        }
+    };
+    rows.map(spread::<B>)
+}
+
+/// Input, normalized input, and what the activation is applied to, wide.
+struct Normalized<B: Backend> {
+    xhat: FloatTensor<B>,
+    z: FloatTensor<B>,
+    inv_std: FloatTensor<B>,
+}
+
+fn normalized<B: Backend>(
+    x: FloatTensor<B>,
+    moments: Moments<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    residual: Maybe<B>,
+    pass: Pass,
+) -> Normalized<B> {
+    let [mean, low, inv_std] = center::<B>(moments, pass.epsilon);
+    let centred = B::float_sub(B::float_sub(wide::<B>(x, pass.view), mean), low);
+    let xhat = B::float_mul(centred, inv_std.clone());
+    let z = B::float_mul(xhat.clone(), spread::<B>(gamma));
+    let z = B::float_add(z, spread::<B>(beta));
+    let z = match residual {
+        Maybe::Present(residual) => B::float_add(z, wide::<B>(residual, pass.view)),
+        Maybe::Absent => z,
+    };
+    Normalized { xhat, z, inv_std }
+}
+
+/// As [`BatchNormOps::normalize`](super::BatchNormOps::normalize).
+pub fn normalize<B: Backend>(
+    x: FloatTensor<B>,
+    moments: Moments<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    residual: Maybe<B>,
+    pass: Pass,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, pass);
+    let y = match pass.activation {
+        Activation::None => z,
+        Activation::Relu => B::relu(z),
+        Activation::LeakyRelu(slope) => B::leaky_relu(z, slope.into()),
+        Activation::Relu6 => B::float_clamp(z, 0.0.into(), 6.0.into()),
+        Activation::Clamp { min, max } => B::float_clamp(z, min.into(), max.into()),
+    };
+    cast::<B>(B::float_reshape(y, shape), dtype)
+}
+
+/// As [`BatchNormOps::train`](super::BatchNormOps::train).
+pub fn train<B: Backend>(
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    residual: Maybe<B>,
+    running: Running<B>,
+    pass: Pass,
+    update: Update,
+) -> Gradients<B> {
+    let center = moments::<B>(x.clone(), pass.view);
+    let (mean, variance) = (row::<B>(&center, 0), row::<B>(&center, 2));
+    let (new_mean, new_variance) = match running {
+        Running::Untracked => (gamma.clone(), gamma.clone()),
+        Running::Tracked(old_mean, old_variance) => (
+            blend::<B>(old_mean, mean.clone(), update.keep, update.add_mean),
+            blend::<B>(
+                old_variance,
+                variance.clone(),
+                update.keep,
+                update.add_variance,
+            ),
+        ),
+    };
+    let inv_std = inv_std::<B>(variance.clone(), pass.epsilon);
+    let all = pack::<B>(vec![mean, row::<B>(&center, 1), variance, inv_std]);
+    let y = normalize::<B>(x, Moments::Center(center), gamma, beta, residual, pass);
+    (y, all, new_mean, new_variance)
+}
+
+fn blend<B: Backend>(
+    old: FloatTensor<B>,
+    new: FloatTensor<B>,
+    keep: f64,
+    add: f64,
+) -> FloatTensor<B> {
+    if add == 0.0 {
+        return old;
+    }
+    let added = B::float_mul_scalar(new, add.into());
+    match keep == 0.0 {
+        true => added,
+        false => B::float_add(B::float_mul_scalar(old, keep.into()), added),
+    }
+}
+
+/// As [`BatchNormOps::backward`](super::BatchNormOps::backward).
+#[allow(clippy::too_many_arguments)]
+pub fn backward<B: Backend>(
+    x: FloatTensor<B>,
+    y_grad: FloatTensor<B>,
+    moments: Moments<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    residual: Maybe<B>,
+    pass: Pass,
+    _wanted: Wanted,
+) -> Gradients<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let view = pass.view;
+    let of_batch = matches!(moments, Moments::Batch(_));
+    let Normalized { xhat, z, inv_std } =
+        normalized::<B>(x, moments, gamma.clone(), beta, residual, pass);
+    let g = activation_backward::<B>(z, wide::<B>(y_grad, view), pass.activation);
+    let beta_grad = sum::<B>(g.clone());
+    let gamma_grad = sum::<B>(B::float_mul(g.clone(), xhat.clone()));
+
+    let scale = B::float_mul(spread::<B>(gamma), inv_std);
+    let residual_grad = g.clone();
+    let g = match of_batch {
+        false => g,
+        true => {
+            let n = (view.outer * view.inner) as f64;
+            let share = |sum: &FloatTensor<B>| B::float_div_scalar(sum.clone(), n.into());
+            let g = B::float_sub(g, share(&beta_grad));
+            B::float_sub(g, B::float_mul(xhat, share(&gamma_grad)))
+        }
+    };
+    let x_grad = B::float_mul(g, scale);
+    let as_input = |tensor| cast::<B>(B::float_reshape(tensor, shape.clone()), dtype);
+    let per_channel = |tensor| B::float_reshape(tensor, Shape::new([view.channels]));
+    (
+        as_input(x_grad),
+        per_channel(gamma_grad),
+        per_channel(beta_grad),
+        as_input(residual_grad),
+    )
+}
+
+/// The gradient before the activation. A selection, so that what is masked contributes nothing, not
+/// even where it is infinite. At a kink it is that of the outer piece, as in PyTorch.
+fn activation_backward<B: Backend>(
+    z: FloatTensor<B>,
+    y_grad: FloatTensor<B>,
+    activation: Activation,
+) -> FloatTensor<B> {
+    let dtype = get_or_init_device_settings::<B>(&z.device()).bool_dtype;
+    let not_above = |bound: f64| B::float_lower_equal_elem(z.clone(), bound.into(), dtype);
+    let not_below = |bound: f64| B::float_greater_equal_elem(z.clone(), bound.into(), dtype);
+    let without = |grad, mask: BoolTensor<B>| B::float_mask_fill(grad, mask, 0.0.into());
+    match activation {
+        Activation::None => y_grad,
+        Activation::Relu => without(y_grad, not_above(0.0)),
+        Activation::LeakyRelu(slope) => {
+            let sloped = B::float_mul_scalar(y_grad.clone(), slope.into());
+            B::float_mask_where(y_grad, not_above(0.0), sloped)
+        }
+        Activation::Relu6 => without(without(y_grad, not_above(0.0)), not_below(6.0)),
+        Activation::Clamp { min, max } => without(without(y_grad, not_above(min)), not_below(max)),
+    }
+}
+
+/// As [`BatchNormOps::affine`](super::BatchNormOps::affine).
+pub fn affine<B: Backend>(
+    x: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+    view: View,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let centred = B::float_sub(wide::<B>(x, view), spread::<B>(mean));
+    let scaled = B::float_mul(centred, spread::<B>(scale));
+    let y = B::float_add(scaled, spread::<B>(shift));
+    cast::<B>(B::float_reshape(y, shape), dtype)
+}

@@ -1,0 +1,49 @@
+//! Statistics of weighted positions, which is what masks and sequence lengths need.
+
+use burn::tensor::Tensor;
+
+use crate::operands::cast;
+use crate::ops::composed::compute_dtype;
+use crate::view::View;
+
+/// The center of an input, and the sum of its weights as a fourth row: `[4, channels]`.
+///
+/// `weights` has the shape of the input, or length 1 on the channel axis. What has no weight is
+/// replaced before anything is computed, since a product with 0 would keep a NaN.
+pub(crate) fn moments<const D: usize>(
+    input: Tensor<D>,
+    weights: Tensor<D>,
+    view: View,
+) -> Tensor<2> {
+    let View {
+        outer,
+        channels,
+        inner,
+    } = view;
+    let dtype = compute_dtype(input.dtype());
+    let x = cast(input, dtype).reshape([outer, channels, inner]);
+    let weighted = weights.shape().num_elements() / (outer * inner).max(1);
+    let weights = cast(weights.detach(), dtype)
+        .reshape([outer, weighted, inner])
+        .expand([outer, channels, inner]);
+    let absent = weights.clone().lower_equal_elem(0.0);
+    let weights = weights.mask_fill(absent.clone(), 0.0);
+
+    let sum = |tensor: Tensor<3>| tensor.sum_dim(0).sum_dim(2);
+    let total = sum(weights.clone());
+    let divisor = total.clone().clamp_min(f32::MIN_POSITIVE);
+    let average = |tensor: Tensor<3>| sum(tensor * weights.clone()) / divisor.clone();
+
+    let x = x.mask_fill(absent.clone(), 0.0);
+    let about = average(x.clone().detach());
+    let centred = (x - about.clone()).mask_fill(absent, 0.0);
+    let rest = average(centred.clone());
+    let centred = centred - rest.clone();
+    let variance = average(centred.clone() * centred);
+    let mean = about.clone() + rest.clone();
+    // A constant: the gradient of the mean is that of the first row.
+    let low = (rest - (mean.clone() - about)).detach();
+
+    let row = |tensor: Tensor<3>| tensor.reshape([1, channels]);
+    Tensor::cat(vec![row(mean), row(low), row(variance), row(total)], 0)
+}

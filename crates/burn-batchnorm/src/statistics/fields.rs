@@ -1,0 +1,218 @@
+//! The layer's public fields: views of its state, named and used as burn-nn's are.
+
+use std::sync::Arc;
+
+use burn::module::ParamId;
+use burn::tensor::Tensor;
+
+use super::update::blend;
+use super::{Begun, Finished, Rule, Shared, Values, rows, stored};
+
+/// Which of a state's tensors a field shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Row {
+    Mean,
+    Variance,
+}
+
+impl Values {
+    fn row(&self, row: Row) -> &Tensor<1> {
+        match row {
+            Row::Mean => &self.mean,
+            Row::Variance => &self.variance,
+        }
+    }
+
+    fn row_mut(&mut self, row: Row) -> &mut Tensor<1> {
+        match row {
+            Row::Mean => &mut self.mean,
+            Row::Variance => &mut self.variance,
+        }
+    }
+}
+
+/// A running statistic of a layer: shape `[channels]`, never tracked by autodiff, at least f32.
+///
+/// The counterpart of `burn::module::RunningState`, but always current: a training pass that has
+/// returned is in it.
+#[derive(Debug)]
+pub struct RunningState {
+    pub(crate) id: ParamId,
+    shared: Arc<Shared>,
+    row: Row,
+}
+
+impl RunningState {
+    /// A running statistic that starts at `value`, shape `[channels]`.
+    pub fn new(value: Tensor<1>) -> Self {
+        Self::with_id(ParamId::new(), value)
+    }
+
+    /// As [`new`](Self::new), with the id that optimizers and records know it by.
+    pub fn with_id(id: ParamId, value: Tensor<1>) -> Self {
+        let value = stored(value);
+        let values = Values {
+            mean: value.clone(),
+            variance: value,
+            batches: 0,
+        };
+        Self {
+            id,
+            shared: Shared::new(values),
+            row: Row::Mean,
+        }
+    }
+
+    /// The present value, shape `[channels]`.
+    pub fn value(&self) -> Tensor<1> {
+        self.shared.look(|values| values.row(self.row).clone())
+    }
+
+    /// The same as [`value`](Self::value), which is always current: kept for programs written for
+    /// `burn::module::RunningState`.
+    pub fn value_sync(&self) -> Tensor<1> {
+        self.value()
+    }
+
+    /// Replaces the value, shape `[channels]`.
+    pub fn update(&self, value: Tensor<1>) {
+        let value = stored(value);
+        self.shared
+            .change(|values| *values.row_mut(self.row) = value);
+    }
+}
+
+/// A value of its own, whatever becomes of the layer.
+impl Clone for RunningState {
+    fn clone(&self) -> Self {
+        Self::with_id(self.id, self.value())
+    }
+}
+
+/// The number of batches that entered the running statistics.
+///
+/// Kept on the host, so that a training step neither waits for the device nor launches anything for
+/// it.
+#[derive(Debug)]
+pub struct BatchCounter {
+    pub(crate) id: ParamId,
+    shared: Arc<Shared>,
+}
+
+impl BatchCounter {
+    /// The present count.
+    pub fn value(&self) -> u64 {
+        self.shared.look(|values| values.batches)
+    }
+
+    /// Replaces the count.
+    pub fn set(&self, count: u64) {
+        self.shared.change(|values| values.batches = count);
+    }
+}
+
+/// A value of its own, whatever becomes of the layer.
+impl Clone for BatchCounter {
+    fn clone(&self) -> Self {
+        Self {
+            id: self.id,
+            shared: Shared::new(self.shared.values()),
+        }
+    }
+}
+
+/// The three fields of a layer.
+#[derive(Debug)]
+pub(crate) struct Fields<'a> {
+    pub(crate) mean: &'a RunningState,
+    pub(crate) variance: &'a RunningState,
+    pub(crate) counter: &'a BatchCounter,
+}
+
+/// The fields that show `shared`, with the ids by which optimizers and records know them.
+pub(crate) fn show(
+    shared: &Arc<Shared>,
+    ids: [ParamId; 3],
+) -> (RunningState, RunningState, BatchCounter) {
+    let view = |id, row| RunningState {
+        id,
+        shared: shared.clone(),
+        row,
+    };
+    let [mean, variance, counter] = ids;
+    (
+        view(mean, Row::Mean),
+        view(variance, Row::Variance),
+        BatchCounter {
+            id: counter,
+            shared: shared.clone(),
+        },
+    )
+}
+
+impl Fields<'_> {
+    pub(crate) fn ids(&self) -> [ParamId; 3] {
+        [self.mean.id, self.variance.id, self.counter.id]
+    }
+
+    /// The state that all three show. None where somebody has put another into a field: until the
+    /// next clone or mapping joins them again, each field is then read and updated for itself.
+    fn joined(&self) -> Option<&Arc<Shared>> {
+        let shared = &self.counter.shared;
+        let shows =
+            |field: &RunningState, row| Arc::ptr_eq(&field.shared, shared) && field.row == row;
+        (shows(self.mean, Row::Mean) && shows(self.variance, Row::Variance)).then_some(shared)
+    }
+
+    /// The state of the fields, a new one where they have none together.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        match self.joined() {
+            Some(shared) => shared.clone(),
+            None => Shared::new(self.values()),
+        }
+    }
+
+    /// One consistent set.
+    pub(crate) fn values(&self) -> Values {
+        match self.joined() {
+            Some(shared) => shared.values(),
+            None => Values {
+                mean: self.mean.value(),
+                variance: self.variance.value(),
+                batches: self.counter.value(),
+            },
+        }
+    }
+
+    pub(crate) fn begin(&self, rule: &Rule) -> Begun {
+        match self.joined() {
+            Some(shared) => shared.begin(rule),
+            None => {
+                let values = self.values();
+                Begun {
+                    update: rule.update(values.batches),
+                    values,
+                    version: 0,
+                }
+            }
+        }
+    }
+
+    pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
+        if let Some(shared) = self.joined() {
+            return shared.finish(begun, rule, finished);
+        }
+        let update = begun.update;
+        let adds = [update.add_mean, update.add_variance];
+        let fields = [self.mean, self.variance];
+        for ((field, batch), add) in fields.into_iter().zip(rows(finished.moments)).zip(adds) {
+            field.shared.change(|values| {
+                let value = values.row_mut(field.row);
+                *value = blend(value, batch, update.keep, add);
+            });
+        }
+        self.counter
+            .shared
+            .change(|values| values.batches = values.batches.saturating_add(1));
+    }
+}

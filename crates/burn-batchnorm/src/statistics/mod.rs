@@ -1,0 +1,200 @@
+//! The running statistics of a layer: one state under one lock.
+//!
+//! A layer is trained through a shared reference, possibly by several threads at once, so mean,
+//! variance and count live together behind one lock ([`Shared`]); the layer's fields are views of it
+//! ([`fields`]). Three rules make copies predictable:
+//!
+//! - **Always current.** An update is visible at once to `value()`, `valid()`, records and clones,
+//!   and what is read together belongs together. Nothing here reads a tensor's values back.
+//! - **A clone is a value.** Nothing done to a clone (training it, loading into it, averaging it)
+//!   reaches its source, nor the other way round.
+//! - **A fork of a clone is a worker.** It hands what it observed to the model that it was cloned
+//!   from, when it is dropped ([`worker`] tells how reports are merged).
+//!
+//! A training pass begins by reading the state ([`Shared::begin`]) and ends by handing back what its
+//! kernel made of it ([`Shared::finish`]). If another pass came in between, the version has changed:
+//! then the batch's own statistics are blended in again, under the lock and with the count of that
+//! moment. So no update is lost, and none is entered twice.
+
+pub(crate) mod fields;
+mod update;
+mod worker;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{DType, Device, Tensor};
+
+pub(crate) use update::Rule;
+pub use update::Update;
+use worker::{Group, Report, Role};
+
+/// What the running statistics are at one moment, tensors of shape `[channels]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Values {
+    pub(crate) mean: Tensor<1>,
+    pub(crate) variance: Tensor<1>,
+    /// The number of batches that entered.
+    pub(crate) batches: u64,
+}
+
+/// A statistic as it is kept: not tracked by autodiff, not quantized, at least f32, since in a half
+/// type a small update would round to none.
+pub(crate) fn stored(value: Tensor<1>) -> Tensor<1> {
+    let value = value.without_autodiff().dequantize();
+    match value.dtype() {
+        DType::F32 | DType::F64 => value,
+        _ => value.cast(DType::F32),
+    }
+}
+
+/// Mean and variance, `[channels]` each, of the packed statistics of an input.
+pub(crate) fn rows(moments: Tensor<2>) -> [Tensor<1>; 2] {
+    let [_, channels] = moments.dims();
+    let row = |index| {
+        let row = moments.clone().slice([index..index + 1, 0..channels]);
+        row.reshape([channels])
+    };
+    [row(0), row(2)]
+}
+
+/// The state of one layer, whoever shows it. Dropped, it may have something to report.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    values: Values,
+    /// Counts the changes of `values`.
+    version: u64,
+    role: Role,
+    /// What workers have handed over and nobody has looked at yet.
+    reports: Vec<Report>,
+    /// The workers' reports that entered last, while more of the same may come.
+    group: Option<Group>,
+    /// How many clones were made: their order, which does not depend on threads.
+    clones: u64,
+    /// Held by every clone of this state, to tell whether one of them lives.
+    alive: Arc<()>,
+    /// The token of the state that this one was cloned from.
+    _source: Option<Arc<()>>,
+}
+
+/// A training pass under way.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) values: Values,
+    pub(crate) update: Update,
+    version: u64,
+}
+
+/// What a training pass made of the running statistics, and of what: tensors of shape `[channels]`.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The running mean and variance, updated from those of [`Begun`].
+    pub(crate) blended: [Tensor<1>; 2],
+    /// Of the batch: rows with the mean, what rounding took from it, the biased variance.
+    pub(crate) moments: Tensor<2>,
+}
+
+impl Shared {
+    /// A state that reports to nobody.
+    pub(crate) fn new(values: Values) -> Arc<Self> {
+        Self::with_role(values, Role::Own, None)
+    }
+
+    fn with_role(values: Values, role: Role, source: Option<Arc<()>>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                values,
+                version: 0,
+                role,
+                reports: Vec::new(),
+                group: None,
+                clones: 0,
+                alive: Arc::new(()),
+                _source: source,
+            }),
+        })
+    }
+
+    /// The state, after everything that workers have reported.
+    fn settled(&self) -> MutexGuard<'_, State> {
+        // The values are replaced whole, so a panic elsewhere cannot leave them half written.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.settle();
+        state
+    }
+
+    /// One consistent set.
+    pub(crate) fn values(&self) -> Values {
+        self.settled().values.clone()
+    }
+
+    /// Looks at the values under the lock; `look` must not wait for a device.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Values) -> R) -> R {
+        look(&self.settled().values)
+    }
+
+    /// Changes the values from outside: loading, mapping, a user's hand. From now on this is a model
+    /// of its own.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Values)) {
+        let mut state = self.settled();
+        change(&mut state.values);
+        state.changed(Role::Own);
+    }
+
+    /// Moves the values without changing them: a worker stays one.
+    pub(crate) fn relocate(&self, device: &Device) {
+        let device = device.clone().inner();
+        let values = &mut self.settled().values;
+        for tensor in [&mut values.mean, &mut values.variance] {
+            if tensor.device() != device {
+                *tensor = tensor.clone().to_device(&device);
+            }
+        }
+    }
+
+    /// Starts a training pass.
+    pub(crate) fn begin(&self, rule: &Rule) -> Begun {
+        let state = self.settled();
+        Begun {
+            values: state.values.clone(),
+            update: rule.update(state.values.batches),
+            version: state.version,
+        }
+    }
+
+    /// Ends a training pass: its batch has entered.
+    pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
+        let mut state = self.settled();
+        let update = match state.version == begun.version {
+            true => {
+                let [mean, variance] = finished.blended;
+                state.values = Values {
+                    mean,
+                    variance,
+                    batches: begun.values.batches.saturating_add(1),
+                };
+                begun.update
+            }
+            false => {
+                let update = rule.update(state.values.batches);
+                let [mean, variance] = rows(finished.moments);
+                state.values = state.values.after(update, mean, variance);
+                update
+            }
+        };
+        let role = std::mem::replace(&mut state.role, Role::Own);
+        state.changed(role.observing(update, rule.values));
+    }
+}
+
+impl State {
+    fn changed(&mut self, role: Role) {
+        self.role = role;
+        self.version += 1;
+        self.group = None;
+    }
+}

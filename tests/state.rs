@@ -237,7 +237,11 @@ struct Cast(DType);
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| tensor.cast(self.0))
+        let requires_grad = param.is_require_grad();
+        param.map(|tensor| {
+            let tensor = tensor.cast(self.0).detach();
+            tensor.set_require_grad(requires_grad)
+        })
     }
 }
 

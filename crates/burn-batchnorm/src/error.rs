@@ -140,6 +140,19 @@ pub enum BatchNormError {
         /// The device of the input.
         device: String,
     },
+    /// The device cannot bind a buffer of that size.
+    #[error(
+        "batch norm expects an input of at most {limit} bytes on the device {device}, got {bytes}: split \
+         the batch, or use another device."
+    )]
+    TooLarge {
+        /// Bytes of the input.
+        bytes: u64,
+        /// The most that a kernel can bind.
+        limit: u64,
+        /// The device of the input.
+        device: String,
+    },
     /// Input and parameters are in different places.
     #[error(
         "batch norm expects `{name}` on the device of the input, {expected}, got {got}: move the \
@@ -192,6 +205,7 @@ impl BatchNormError {
             Self::SingleValue { .. } => "SingleValue",
             Self::DType { .. } => "DType",
             Self::Unsupported { .. } => "Unsupported",
+            Self::TooLarge { .. } => "TooLarge",
             Self::Device { .. } => "Device",
             Self::Center { .. } => "Center",
             Self::Weights { .. } => "Weights",

@@ -4,6 +4,8 @@
 use burn::backend::{Dispatch, DispatchDevice, tensor::FloatTensor};
 use burn::tensor::{DType, Device, Shape, Tensor};
 
+#[cfg(feature = "cube")]
+use crate::backends::cube::largest_tensor;
 use crate::config::validate_epsilon;
 #[cfg(any(feature = "host", feature = "cube"))]
 use crate::ops::BatchNormOps;
@@ -297,10 +299,25 @@ fn has_kernels(device: &Device) -> bool {
     }
 }
 
-/// The input in a type that its device computes with.
+/// The input in a type that its device computes with, if it is not too large for it.
 fn supported<const D: usize>(input: Tensor<D>) -> Result<Tensor<D>, BatchNormError> {
     let input = float(input);
     let dtype = input.dtype();
+    #[cfg(feature = "cube")]
+    {
+        let bytes = (input.shape().num_elements() * dtype.size()) as u64;
+        // WebGPU guarantees 128 MiB, so most inputs need not ask.
+        if bytes > 1 << 27
+            && let Some(limit) = largest_tensor(&input.device())
+            && bytes > limit
+        {
+            return Err(BatchNormError::TooLarge {
+                bytes,
+                limit,
+                device: format!("{:?}", input.device().inner()),
+            });
+        }
+    }
     if dtype != DType::F32 && !input.device().supports_dtype(dtype) {
         return Err(BatchNormError::Unsupported {
             dtype,

@@ -5,25 +5,27 @@ use burn::tensor::Shape;
 /// `[N, C, H, W]` with axis 1 is `(N, C, H * W)`, channels last is `(N * H * W, C, 1)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
+    /// The channel axis, counted from the front.
+    pub axis: usize,
     pub outer: usize,
     pub channels: usize,
     pub inner: usize,
 }
 
 impl View {
-    /// # Panics
-    ///
-    /// Panics if `channel_axis`, counted from the front, is no axis of `shape`.
+    /// `channel_axis` is one of `shape`, counted from the front.
     pub fn new(shape: &Shape, channel_axis: usize) -> Self {
-        let rank = shape.num_dims();
-        assert!(
-            channel_axis < rank,
-            "batch norm expects a channel axis below the rank {rank}, got {channel_axis}"
-        );
         Self {
+            axis: channel_axis,
             outer: shape[..channel_axis].iter().product(),
             channels: shape[channel_axis],
             inner: shape[channel_axis + 1..].iter().product(),
         }
+    }
+
+    /// Whether there is no value.
+    #[cfg(feature = "cube")]
+    pub fn is_empty(&self) -> bool {
+        self.outer * self.channels * self.inner == 0
     }
 }

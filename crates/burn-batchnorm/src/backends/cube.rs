@@ -1,8 +1,24 @@
-//! The CubeCL runtimes.
+//! The CubeCL runtimes: tensors to buffers, and the kernels of batchnorm-cube on them.
+//!
+//! The kernels read and write what lies there: contiguous tensors, NCHW views of channels-last memory as
+//! Burn's convolutions return them, rows with a pitch. Results have the memory order of the input, and
+//! go into a buffer that nobody else holds where there is one. What the kernels cannot walk over is
+//! copied once. What they cannot do on a device (its types, bindings, sizes) is composed of Burn's
+//! operations, on that device; they say so before anything is launched, and nothing here waits for it.
 
+use batchnorm_cube::{
+    Affine, Center, Element, Epilogue, Error, Gradients, Launches, Layout, Operation, Problem,
+    Target, TrainOutputs, supports,
+};
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
+use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::Activation;
 use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
 use crate::view::View;
@@ -17,11 +33,74 @@ impl BatchNormOps for CubeBackend {
         pass: Pass,
         update: Update,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        composed::train::<Self>(x, gamma, beta, residual, running, pass, update)
+        let (x, [residual]) = in_one_order(x, [optional(residual)], pass.view);
+        let operation = Operation::Train {
+            residual: residual.is_some(),
+        };
+        let Some(problem) = supported(&x, pass.view, operation) else {
+            let residual = maybe(residual);
+            return composed::train::<Self>(x, gamma, beta, residual, running, pass, update);
+        };
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
+        let statistics = rows::<4>(&gamma);
+        let tracked = match running {
+            Running::Untracked => None,
+            Running::Tracked(mean, variance) => {
+                let new = [(); 2].map(|()| empty(&gamma, gamma.shape()));
+                Some(([mean, variance].map(into_contiguous), new))
+            }
+        };
+        let running = tracked
+            .as_ref()
+            .map(
+                |([mean, variance], [new_mean, new_variance])| batchnorm_cube::Running {
+                    mean: &mean.handle,
+                    variance: &variance.handle,
+                    new_mean: &new_mean.handle,
+                    new_variance: &new_variance.handle,
+                    keep: update.keep,
+                    add_mean: update.add_mean,
+                    add_variance: update.add_variance,
+                },
+            );
+        let y = over(x, |x, y| {
+            batchnorm_cube::train(
+                &x.client,
+                problem,
+                &x.handle,
+                affine_of(&gamma, &beta),
+                running,
+                pass.epsilon,
+                epilogue(pass.activation, residual.as_ref()),
+                TrainOutputs {
+                    y,
+                    statistics: &statistics.handle,
+                },
+            )
+        });
+        let [mean, variance] = match tracked {
+            Some((_, new)) => new,
+            None => [gamma.clone(), gamma],
+        };
+        (y, statistics, mean, variance)
     }
 
     fn moments(x: CubeTensor, view: View) -> CubeTensor {
-        composed::moments::<Self>(x, view)
+        let (x, []) = in_one_order(x, [], view);
+        let Some(problem) = supported(&x, view, Operation::Moments) else {
+            return composed::moments::<Self>(x, view);
+        };
+        let shape = Shape::new([3, view.channels]);
+        let dtype = composed::compute_dtype(x.dtype);
+        let center =
+            empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, dtype);
+        succeed(batchnorm_cube::moments(
+            &x.client,
+            problem,
+            &x.handle,
+            &center.handle,
+        ));
+        center
     }
 
     fn normalize(
@@ -32,7 +111,32 @@ impl BatchNormOps for CubeBackend {
         residual: Maybe<Self>,
         pass: Pass,
     ) -> CubeTensor {
-        composed::normalize::<Self>(x, moments, gamma, beta, residual, pass)
+        if pass.view.is_empty() {
+            return x;
+        }
+        let (x, [residual]) = in_one_order(x, [optional(residual)], pass.view);
+        let operation = Operation::Normalize {
+            residual: residual.is_some(),
+        };
+        let moments = contiguous(moments);
+        let (Some(problem), Some(center)) = (supported(&x, pass.view, operation), center(&moments))
+        else {
+            let residual = maybe(residual);
+            return composed::normalize::<Self>(x, moments, gamma, beta, residual, pass);
+        };
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
+        over(x, |x, y| {
+            batchnorm_cube::normalize(
+                &x.client,
+                problem,
+                &x.handle,
+                center,
+                affine_of(&gamma, &beta),
+                pass.epsilon,
+                epilogue(pass.activation, residual.as_ref()),
+                y,
+            )
+        })
     }
 
     fn backward(
@@ -45,7 +149,86 @@ impl BatchNormOps for CubeBackend {
         pass: Pass,
         wanted: Wanted,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        composed::backward::<Self>(x, y_grad, moments, gamma, beta, residual, pass, wanted)
+        if pass.view.is_empty() {
+            let zeros = || {
+                let (client, device) = (gamma.client.clone(), gamma.device.clone());
+                zeros_client(client, device, gamma.shape(), gamma.dtype)
+            };
+            return (y_grad.clone(), zeros(), zeros(), y_grad);
+        }
+        // The sign of the activation's argument needs the residual, and nothing else does.
+        let activated = pass.activation != Activation::None;
+        let residual = optional(residual).filter(|_| activated);
+        let (x, [y_grad, residual]) = in_one_order(x, [Some(y_grad), residual], pass.view);
+        let y_grad = y_grad.expect("given above");
+        let residual_given = residual.is_some();
+        let operation = match moments {
+            Moments::Batch(_) => Operation::TrainBackward {
+                residual: residual_given,
+            },
+            Moments::Center(_) | Moments::Running(..) => Operation::NormalizeBackward {
+                residual: residual_given,
+            },
+        };
+        let Some(problem) = supported(&x, pass.view, operation) else {
+            let residual = maybe(residual);
+            return composed::backward::<Self>(
+                x, y_grad, moments, gamma, beta, residual, pass, wanted,
+            );
+        };
+        let moments = contiguous(moments);
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
+        let [gamma_grad, beta_grad] = [(); 2].map(|()| empty(&gamma, gamma.shape()));
+        // Without an activation the residual's gradient is that of the output.
+        let residual_grad = match (wanted.residual, activated) {
+            (true, true) => like(&x),
+            (true, false) => y_grad.clone(),
+            (false, _) => x.clone(),
+        };
+        let run = |dy: &CubeTensor, input: Option<Target<'_>>| {
+            let affine = affine_of(&gamma, &beta);
+            let epilogue = epilogue(pass.activation, residual.as_ref());
+            let out = Gradients {
+                input,
+                gamma: wanted.gamma.then_some(&gamma_grad.handle),
+                beta: wanted.beta.then_some(&beta_grad.handle),
+                residual: (wanted.residual && activated).then_some(&residual_grad.handle),
+            };
+            let (client, x, dy) = (&dy.client, &x.handle, &dy.handle);
+            match (&moments, center(&moments)) {
+                (_, Some(center)) => batchnorm_cube::normalize_backward(
+                    client,
+                    problem,
+                    x,
+                    dy,
+                    affine,
+                    center,
+                    pass.epsilon,
+                    epilogue,
+                    out,
+                ),
+                (Moments::Batch(all) | Moments::Center(all) | Moments::Running(all, _), None) => {
+                    batchnorm_cube::train_backward(
+                        client,
+                        problem,
+                        x,
+                        dy,
+                        affine,
+                        &all.handle,
+                        epilogue,
+                        out,
+                    )
+                }
+            }
+        };
+        let x_grad = match wanted.input {
+            true => over(y_grad, |dy, dx| run(dy, Some(dx))),
+            false => {
+                succeed(run(&y_grad, None));
+                y_grad
+            }
+        };
+        (x_grad, gamma_grad, beta_grad, residual_grad)
     }
 
     fn affine(
@@ -55,6 +238,188 @@ impl BatchNormOps for CubeBackend {
         shift: CubeTensor,
         view: View,
     ) -> CubeTensor {
-        composed::affine::<Self>(x, mean, scale, shift, view)
+        let (x, []) = in_one_order(x, [], view);
+        let Some(problem) = supported(&x, view, Operation::Affine) else {
+            return composed::affine::<Self>(x, mean, scale, shift, view);
+        };
+        let [mean, scale, shift] = [mean, scale, shift].map(into_contiguous);
+        over(x, |x, y| {
+            batchnorm_cube::affine(
+                &x.client,
+                problem,
+                &x.handle,
+                &mean.handle,
+                &scale.handle,
+                &shift.handle,
+                y,
+            )
+        })
+    }
+}
+
+/// The largest tensor, in bytes, that kernels of the device can bind; None where it is no CubeCL device.
+pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
+    match device.clone().inner().as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => {
+            Some(device.client().properties().memory.max_page_size)
+        }
+        #[allow(unreachable_patterns, reason = "which devices exist is up to features")]
+        _ => None,
+    }
+}
+
+/// What the kernels can do with a tensor; None where they cannot do `operation` with it.
+fn supported(x: &CubeTensor, view: View, operation: Operation) -> Option<Problem> {
+    let element = match x.dtype {
+        DType::F32 => Element::F32,
+        DType::F64 => Element::F64,
+        DType::F16 => Element::F16,
+        DType::BF16 => Element::Bf16,
+        _ => return None,
+    };
+    let problem = Problem::new(layout(x, view)?, element);
+    let supported = supports(x.client.properties(), &problem, operation).is_ok();
+    (supported && !view.is_empty()).then_some(problem)
+}
+
+fn layout(x: &CubeTensor, view: View) -> Option<Layout> {
+    Layout::from_strides(x.meta.shape(), x.meta.strides(), view.axis)
+}
+
+/// The tensors of one operation in one memory order: that of `x` where the kernels can walk over it,
+/// row-major order otherwise.
+fn in_one_order<const N: usize>(
+    x: CubeTensor,
+    others: [Option<CubeTensor>; N],
+    view: View,
+) -> (CubeTensor, [Option<CubeTensor>; N]) {
+    let same = |other: &CubeTensor| {
+        let strides = other.meta.strides().iter().zip(x.meta.strides());
+        x.meta
+            .shape()
+            .iter()
+            .zip(strides)
+            .all(|(size, (a, b))| *size == 1 || a == b)
+    };
+    if layout(&x, view).is_some() {
+        let ordered = others.map(|other| {
+            other.map(|other| match same(&other) {
+                true => other,
+                false => reordered(other, &x),
+            })
+        });
+        if ordered.iter().flatten().all(same) {
+            return (x, ordered);
+        }
+        let others = ordered.map(|other| other.map(into_contiguous));
+        return (into_contiguous(x), others);
+    }
+    let others = others.map(|other| other.map(into_contiguous));
+    (into_contiguous(x), others)
+}
+
+/// A copy whose dimensions lie in memory in the order of those of `x`.
+fn reordered(tensor: CubeTensor, x: &CubeTensor) -> CubeTensor {
+    let mut outermost_first: Vec<usize> = (0..x.meta.strides().len()).collect();
+    outermost_first.sort_by_key(|dim| std::cmp::Reverse(x.meta.strides()[*dim]));
+    let mut back = vec![0; outermost_first.len()];
+    for (place, dim) in outermost_first.iter().enumerate() {
+        back[*dim] = place;
+    }
+    permute(into_contiguous(permute(tensor, &outermost_first)), &back)
+}
+
+/// Runs a kernel that maps a tensor to one of the same shape: over its own buffer where nobody else
+/// holds it, into a fresh one otherwise.
+fn over(
+    input: CubeTensor,
+    kernel: impl FnOnce(&CubeTensor, Target<'_>) -> Result<Launches, Error>,
+) -> CubeTensor {
+    if input.can_mut() {
+        succeed(kernel(&input, Target::InPlace));
+        return input;
+    }
+    let output = like(&input);
+    succeed(kernel(&input, Target::To(&output.handle)));
+    output
+}
+
+/// A tensor of the same shape, type and memory order, with whatever its buffer held.
+fn like(tensor: &CubeTensor) -> CubeTensor {
+    let dims = tensor.meta.shape().iter().zip(tensor.meta.strides());
+    let span = 1 + dims
+        .map(|(size, stride)| (size - 1) * stride)
+        .sum::<usize>();
+    CubeTensor::new(
+        tensor.client.clone(),
+        tensor.client.empty(span * tensor.dtype.size()),
+        *tensor.meta.clone(),
+        tensor.device.clone(),
+        tensor.dtype,
+    )
+}
+
+/// A contiguous buffer of the type and on the device of `vector`, with whatever it held.
+fn empty(vector: &CubeTensor, shape: Shape) -> CubeTensor {
+    let (client, device) = (vector.client.clone(), vector.device.clone());
+    empty_device_contiguous_dtype(client, device, shape, vector.dtype)
+}
+
+/// `N` rows of the length of `vector`.
+fn rows<const N: usize>(vector: &CubeTensor) -> CubeTensor {
+    empty(vector, Shape::new([N, vector.shape().num_elements()]))
+}
+
+fn contiguous(moments: Moments<CubeBackend>) -> Moments<CubeBackend> {
+    match moments {
+        Moments::Batch(all) => Moments::Batch(into_contiguous(all)),
+        Moments::Center(center) => Moments::Center(into_contiguous(center)),
+        Moments::Running(mean, variance) => {
+            Moments::Running(into_contiguous(mean), into_contiguous(variance))
+        }
+    }
+}
+
+/// Given statistics; None where they are those of the input itself.
+fn center(moments: &Moments<CubeBackend>) -> Option<Center<'_>> {
+    match moments {
+        Moments::Batch(_) => None,
+        Moments::Center(center) => Some(Center::Packed(&center.handle)),
+        Moments::Running(mean, variance) => Some(Center::Apart {
+            mean: &mean.handle,
+            variance: &variance.handle,
+        }),
+    }
+}
+
+fn affine_of<'a>(gamma: &'a CubeTensor, beta: &'a CubeTensor) -> Affine<'a> {
+    Affine {
+        gamma: &gamma.handle,
+        beta: &beta.handle,
+    }
+}
+
+fn epilogue(activation: Activation, residual: Option<&CubeTensor>) -> Epilogue<'_> {
+    Epilogue {
+        activation: activation.into(),
+        residual: residual.map(|residual| &residual.handle),
+    }
+}
+
+fn optional(tensor: Maybe<CubeBackend>) -> Option<CubeTensor> {
+    match tensor {
+        Maybe::Present(tensor) => Some(tensor),
+        Maybe::Absent => None,
+    }
+}
+
+fn maybe(tensor: Option<CubeTensor>) -> Maybe<CubeBackend> {
+    tensor.map_or(Maybe::Absent, Maybe::Present)
+}
+
+/// The kernels refuse only what the layer has checked or `supported` has said.
+fn succeed(result: Result<Launches, Error>) {
+    if let Err(error) = result {
+        panic!("batch norm: {error}");
     }
 }

@@ -445,6 +445,7 @@ fn layout(view: View) -> Layout {
         outer,
         channels,
         inner,
+        ..
     } = view;
     succeed(Layout::new(outer, channels, inner))
 }

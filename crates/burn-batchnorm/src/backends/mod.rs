@@ -1,7 +1,7 @@
 //! Fused kernels, backend by backend: the tensor primitive to slices, and nothing else.
 
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "host")]

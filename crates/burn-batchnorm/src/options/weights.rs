@@ -19,6 +19,7 @@ pub(crate) fn moments<const D: usize>(
         outer,
         channels,
         inner,
+        ..
     } = view;
     let dtype = compute_dtype(input.dtype());
     let x = cast(input, dtype).reshape([outer, channels, inner]);

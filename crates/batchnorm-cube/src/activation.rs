@@ -13,6 +13,7 @@
 use cubecl::prelude::*;
 
 use crate::Error;
+use crate::kernels::numbers::Numbers;
 
 /// What is applied to the normalized value (and the residual, if there is one).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -27,7 +28,7 @@ pub enum Activation {
     LeakyRelu(f64),
     /// `min(max(v, 0), 6)`.
     Relu6,
-    /// `min(max(v, min), max)`, also known as hard tanh.
+    /// `min(max(v, min), max)`, also known as hard tanh. An infinite bound is none.
     Clamp {
         /// The smallest output.
         min: f64,
@@ -40,14 +41,14 @@ impl Activation {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let valid = match *self {
             Activation::LeakyRelu(slope) => slope.is_finite(),
-            Activation::Clamp { min, max } => min <= max && min.is_finite() && max.is_finite(),
+            Activation::Clamp { min, max } => min <= max,
             _ => true,
         };
         match valid {
             true => Ok(()),
             false => Err(Error::Value {
                 name: "activation",
-                expected: "of a finite slope and of finite bounds in order",
+                expected: "of a finite slope and of bounds in order",
                 got: format!("{self:?}"),
             }),
         }
@@ -56,12 +57,18 @@ impl Activation {
     /// Which pieces there are.
     pub(crate) fn shape(&self) -> Pieces {
         Pieces {
-            low: match self {
+            low: match *self {
                 Activation::None => Low::Open,
-                Activation::LeakyRelu(_) => Low::Sloped,
+                // A slope of 0 is a flat piece: `0 * v` is NaN where `v` is infinite.
+                Activation::LeakyRelu(slope) if slope != 0.0 => Low::Sloped,
+                Activation::Clamp { min, .. } if min == f64::NEG_INFINITY => Low::Open,
                 _ => Low::Flat,
             },
-            high: matches!(self, Activation::Relu6 | Activation::Clamp { .. }),
+            high: match *self {
+                Activation::Relu6 => true,
+                Activation::Clamp { max, .. } => max != f64::INFINITY,
+                _ => false,
+            },
         }
     }
 
@@ -99,15 +106,6 @@ pub(crate) enum Low {
     Flat,
     /// A line.
     Sloped,
-}
-
-/// The numbers of the pieces, known when the kernel is launched.
-#[derive(CubeType, CubeLaunch)]
-pub(crate) struct Numbers {
-    pub low: InputScalar,
-    pub slope: InputScalar,
-    pub offset: InputScalar,
-    pub high: InputScalar,
 }
 
 /// `act(v)`.
@@ -176,6 +174,17 @@ mod tests {
         };
         assert!(nan.validate().is_err());
         assert!(Activation::Clamp { min: 0.0, max: 0.0 }.validate().is_ok());
+    }
+
+    #[test]
+    fn infinite_bounds_are_none() {
+        let clamp = |min, max| Activation::Clamp { min, max };
+        let (least, most) = (f64::NEG_INFINITY, f64::INFINITY);
+        assert!(clamp(least, most).validate().is_ok());
+        assert!(!clamp(least, most).shape().any());
+        assert_eq!(clamp(least, 6.0).shape().low, Low::Open);
+        assert_eq!(clamp(0.0, most).shape(), Activation::Relu.shape());
+        assert_eq!(Activation::LeakyRelu(0.0).shape(), Activation::Relu.shape());
     }
 
     #[test]

@@ -1,21 +1,34 @@
 //! What the operations take and give.
 //!
-//! A [`Handle`] is a contiguous buffer on the client's device. Vectors of one value per channel are `f32` (`f64` for `f64` tensors). Outputs
-//! are allocated by the caller and need not be initialised. Unless a [`Target`] says so, an output may not share memory with an input.
+//! A [`Handle`] is a buffer on the client's device. Tensors have the layout of the [`Problem`](crate::Problem). Vectors of one value per
+//! channel are contiguous, `f32` (`f64` for `f64` tensors). Outputs are allocated by the caller and need not be initialised. Unless a
+//! [`Target`] says so, an output may not share memory with an input.
 
 use cubecl::server::Handle;
 
 use crate::{Activation, Error};
 
-/// What the centred value is multiplied with, and what is added to it; `[channels]` each.
-///
-/// In training these are gamma and beta: the inverse deviation comes on top.
+/// The learned parameters, `[channels]` each.
 #[derive(Debug, Clone, Copy)]
 pub struct Affine<'a> {
-    /// Gamma, or the scale of given statistics.
-    pub scale: &'a Handle,
-    /// Beta.
-    pub shift: &'a Handle,
+    /// What the normalized value is multiplied with.
+    pub gamma: &'a Handle,
+    /// What is added to it.
+    pub beta: &'a Handle,
+}
+
+/// Statistics that are given: running ones, or those of [`moments`](crate::moments).
+#[derive(Debug, Clone, Copy)]
+pub enum Center<'a> {
+    /// `[3][channels]`: the mean, what rounding took from it, the biased variance.
+    Packed(&'a Handle),
+    /// In buffers of their own, `[channels]` each.
+    Apart {
+        /// The mean.
+        mean: &'a Handle,
+        /// The variance, without epsilon.
+        variance: &'a Handle,
+    },
 }
 
 /// What follows the normalization in the same sweep: `act(normalized + residual)`.
@@ -23,11 +36,11 @@ pub struct Affine<'a> {
 pub struct Epilogue<'a> {
     /// The activation.
     pub activation: Activation,
-    /// What is added before it, of the tensor's shape and type.
+    /// What is added before it, of the tensor's layout and type.
     pub residual: Option<&'a Handle>,
 }
 
-/// Where a result of the tensor's shape goes.
+/// Where a result of the tensor's layout goes.
 #[derive(Debug, Clone, Copy)]
 pub enum Target<'a> {
     /// To other memory.
@@ -47,51 +60,9 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The numbers of a training step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrainParams {
-    /// Added to the variance; not negative.
-    pub epsilon: f64,
-    /// Weight of the batch in the running statistics, between 0 and 1. 0 keeps and 1 replaces them, NaN or not.
-    pub factor: f64,
-    /// What the biased variance is multiplied with on its way into the running one: `n / (n - 1)` for the unbiased estimator, else 1.
-    pub correction: f64,
-}
-
-impl TrainParams {
-    pub(crate) fn validate(&self) -> Result<(), Error> {
-        let checks = [
-            (
-                "epsilon",
-                "finite and not negative",
-                self.epsilon >= 0.0 && self.epsilon.is_finite(),
-                self.epsilon,
-            ),
-            (
-                "factor",
-                "between 0 and 1",
-                (0.0..=1.0).contains(&self.factor),
-                self.factor,
-            ),
-            (
-                "correction",
-                "finite and not negative",
-                self.correction >= 0.0 && self.correction.is_finite(),
-                self.correction,
-            ),
-        ];
-        match checks.into_iter().find(|(.., valid, _)| !valid) {
-            Some((name, expected, _, got)) => Err(Error::Value {
-                name,
-                expected,
-                got: got.to_string(),
-            }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Running statistics and where the updated ones go; `[channels]` each.
+/// Running statistics and how they change: `new = keep * old + add * batch`; `[channels]` each.
+///
+/// A weight of 0 drops what it is multiplied with, NaN or not: `keep: 0.0` replaces the statistics, `add_mean: 0.0` keeps the mean.
 #[derive(Debug, Clone, Copy)]
 pub struct Running<'a> {
     /// The running mean before this batch.
@@ -102,6 +73,25 @@ pub struct Running<'a> {
     pub new_mean: &'a Handle,
     /// The running variance after it.
     pub new_variance: &'a Handle,
+    /// Weight of the old statistics.
+    pub keep: f64,
+    /// Weight of the batch's mean.
+    pub add_mean: f64,
+    /// Weight of the batch's biased variance; here belongs the factor `n / (n - 1)` of the unbiased one.
+    pub add_variance: f64,
+}
+
+impl Running<'_> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let weights = [
+            ("keep", self.keep),
+            ("add_mean", self.add_mean),
+            ("add_variance", self.add_variance),
+        ];
+        weights
+            .into_iter()
+            .try_for_each(|(name, weight)| check_number(name, weight))
+    }
 }
 
 /// What a training forward writes.
@@ -109,12 +99,8 @@ pub struct Running<'a> {
 pub struct TrainOutputs<'a> {
     /// The output; may be over `x`.
     pub y: Target<'a>,
-    /// The mean, `[channels]`; also the first row of `saved`.
-    pub mean: Option<&'a Handle>,
-    /// The biased variance without epsilon, `[channels]`.
-    pub variance: &'a Handle,
-    /// What the backward needs, `[3][channels]`: the mean, what rounding took from it, `1 / sqrt(variance + epsilon)`.
-    pub saved: &'a Handle,
+    /// `[4][channels]`: the mean, what rounding took from it, the biased variance without epsilon, `1 / sqrt(variance + epsilon)`.
+    pub statistics: &'a Handle,
 }
 
 /// What a backward writes: the gradients that are wanted.
@@ -122,30 +108,31 @@ pub struct TrainOutputs<'a> {
 pub struct Gradients<'a> {
     /// The input's; may be over the output gradient.
     pub input: Option<Target<'a>>,
-    /// Gamma's or the scale's, `[channels]`.
-    pub scale: Option<&'a Handle>,
-    /// Beta's or the shift's, `[channels]`.
-    pub shift: Option<&'a Handle>,
-    /// The residual's, of the tensor's shape. Without an activation it is the output gradient itself and need not be asked for.
+    /// Gamma's, `[channels]`.
+    pub gamma: Option<&'a Handle>,
+    /// Beta's, `[channels]`.
+    pub beta: Option<&'a Handle>,
+    /// The residual's, of the tensor's layout. Without an activation it is the output gradient itself and need not be asked for.
     pub residual: Option<&'a Handle>,
 }
 
 impl Gradients<'_> {
     pub(crate) fn is_empty(&self) -> bool {
         self.input.is_none()
-            && self.scale.is_none()
-            && self.shift.is_none()
+            && self.gamma.is_none()
+            && self.beta.is_none()
             && self.residual.is_none()
     }
 }
 
-/// The numbers of `a * dy + b * (x - mean) + c`; `[channels]` each.
-#[derive(Debug, Clone, Copy)]
-pub struct Coefficients<'a> {
-    /// Of the output gradient.
-    pub a: &'a Handle,
-    /// Of the centred input.
-    pub b: &'a Handle,
-    /// The constant.
-    pub c: &'a Handle,
+/// Checks a number that must be finite and not negative.
+pub(crate) fn check_number(name: &'static str, value: f64) -> Result<(), Error> {
+    match value >= 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Value {
+            name,
+            expected: "finite and not negative",
+            got: value.to_string(),
+        }),
+    }
 }

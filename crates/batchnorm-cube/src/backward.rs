@@ -1,18 +1,22 @@
-//! The backward operations: of training, of normalization with given statistics, and the two parts of the former.
+//! The backward operations: of training, and of normalization with given statistics.
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::args::{Affine, Coefficients, Epilogue, Gradients, Target};
+use crate::args::{Affine, Center, Epilogue, Gradients, check_number};
+use crate::blueprint::{GradientBlueprint, Parameters, Source};
 use crate::cost::Launches;
-use crate::gradients::{gradients, input_grad_with};
-use crate::launch::Session;
+use crate::gradients::Pass;
+use crate::launch::{Session, Values};
+use crate::normalize::{Given, element_blueprint};
+use crate::strategy::Cut;
+use crate::support::{Route, normalize_backward_needs, train_backward_needs};
 use crate::{Error, Problem};
 
-/// The gradients of [`train`](crate::train). `saved` is what it wrote.
+/// The gradients of [`train`](crate::train). `statistics` is what it wrote.
 ///
-/// One launch where a channel is one cube's, else three (two where the input's gradient is not wanted). Of an empty tensor, or where nothing
-/// is wanted, nothing is written and nothing launched.
+/// One launch where a channel is one cube's, two where a few share it or where neither the gradient of the input nor that of the residual is
+/// wanted, else three. Of an empty tensor, or where nothing is wanted, nothing is written and nothing launched.
 #[allow(clippy::too_many_arguments)]
 pub fn train_backward(
     client: &Client,
@@ -20,24 +24,61 @@ pub fn train_backward(
     x: &Handle,
     dy: &Handle,
     affine: Affine<'_>,
-    saved: &Handle,
+    statistics: &Handle,
     epilogue: Epilogue<'_>,
     out: Gradients<'_>,
 ) -> Result<Launches, Error> {
     let given = Given {
+        center: statistics,
+        variance: None,
+        gamma: affine.gamma,
+        beta: Some(affine.beta),
+        parameters: Parameters::Batch,
+    };
+    let call = Call {
         x,
         dy,
-        center: saved,
-        affine: Some(affine),
-        saved: true,
+        given,
         epilogue,
+        out,
     };
-    given.gradients(client, problem, out)
+    let Some((mut session, call)) = call.checked(client, problem, 0.0)? else {
+        return Ok(Launches::default());
+    };
+    let residual = usize::from(call.epilogue.residual.is_some());
+    let shift = call.given.beta.is_some();
+    let (cut, route) =
+        session.route(train_backward_needs(residual, shift, call.written_apart()))?;
+    let pass = Pass::new(&session, call);
+    let sweeps = call.out.input.is_some() || call.out.residual.is_some();
+    match route {
+        Route::Whole => pass.gradients(&mut session, cut, Source::Tensor, None),
+        // The sums alone.
+        _ if !sweeps => {
+            let partials = pass.sums_partial(&mut session, cut);
+            pass.sums_finish(&mut session, cut.splits(), &partials, None);
+        }
+        Route::Few => {
+            let partials = pass.sums_partial(&mut session, cut);
+            let sweep = Cut::element_wise(&problem, &session.device);
+            let partials = Some((&partials, cut.splits()));
+            pass.gradients(&mut session, sweep, Source::Splits, partials);
+        }
+        Route::Many => {
+            let partials = pass.sums_partial(&mut session, cut);
+            let prepared = session.scratch(6);
+            pass.sums_finish(&mut session, cut.splits(), &partials, Some(&prepared));
+            let sweep = Cut::element_wise(&problem, &session.device);
+            pass.with_prepared(&prepared)
+                .gradients(&mut session, sweep, Source::Parameters, None);
+        }
+    }
+    Ok(session.launches)
 }
 
-/// The gradients of [`normalize`](crate::normalize), for which the mean is a constant.
+/// The gradients of [`normalize`](crate::normalize), for which the statistics are constants: none goes through them.
 ///
-/// One launch where a channel is one cube's, else two.
+/// One launch where a channel is one cube's or where gamma's and beta's gradients are not wanted, else two.
 #[allow(clippy::too_many_arguments)]
 pub fn normalize_backward(
     client: &Client,
@@ -45,148 +86,100 @@ pub fn normalize_backward(
     x: &Handle,
     dy: &Handle,
     affine: Affine<'_>,
-    mean: &Handle,
+    center: Center<'_>,
+    epsilon: f64,
     epilogue: Epilogue<'_>,
     out: Gradients<'_>,
 ) -> Result<Launches, Error> {
-    let given = Given {
+    let call = Call {
         x,
         dy,
-        center: mean,
-        affine: Some(affine),
-        saved: false,
+        given: Given::new(center, affine),
         epilogue,
+        out,
     };
-    given.gradients(client, problem, out)
-}
-
-/// `sum dy` and `sum dy * (x - mean)` of every channel, `[channels]` each. One launch where a channel is one cube's, else two.
-pub fn backward_sums(
-    client: &Client,
-    problem: Problem,
-    x: &Handle,
-    dy: &Handle,
-    mean: &Handle,
-    sum: &Handle,
-    centred_sum: &Handle,
-) -> Result<Launches, Error> {
-    let given = Given {
-        x,
-        dy,
-        center: mean,
-        affine: None,
-        saved: false,
-        epilogue: Epilogue::default(),
+    let Some((mut session, call)) = call.checked(client, problem, epsilon)? else {
+        return Ok(Launches::default());
     };
-    let out = Gradients {
-        scale: Some(centred_sum),
-        shift: Some(sum),
-        ..Gradients::default()
-    };
-    given.gradients(client, problem, out)
-}
-
-/// `dx = a * dy + b * (x - mean) + c`, with one `a`, `b` and `c` per channel. One launch.
-pub fn input_grad(
-    client: &Client,
-    problem: Problem,
-    x: &Handle,
-    dy: &Handle,
-    mean: &Handle,
-    coefficients: Coefficients<'_>,
-    dx: Target<'_>,
-) -> Result<Launches, Error> {
-    let given = Given {
-        x,
-        dy,
-        center: mean,
-        affine: None,
-        saved: false,
-        epilogue: Epilogue::default(),
-    };
-    let out = Gradients {
-        input: Some(dx),
-        ..Gradients::default()
-    };
-    let mut session = given.session(client, problem, &out)?;
-    let Coefficients { a, b, c } = coefficients;
-    session.expect_channels(1, [("a", Some(a)), ("b", Some(b)), ("c", Some(c))])?;
-    if !problem.layout.is_empty() {
-        input_grad_with(&mut session, given, [a, b, c], dx)?;
+    let tensors = usize::from(call.epilogue.residual.is_some()) + call.written_apart();
+    let shift = call.given.beta.is_some();
+    let needs = normalize_backward_needs(tensors, call.given.buffers(), shift);
+    let (cut, route) = session.route(needs)?;
+    let pass = Pass::new(&session, call);
+    if call.out.gamma.is_none() && call.out.beta.is_none() {
+        let sweep = Cut::element_wise(&problem, &session.device);
+        pass.gradients(&mut session, sweep, Source::Parameters, None);
+    } else if route == Route::Whole {
+        pass.gradients(&mut session, cut, Source::Tensor, None);
+    } else {
+        let partials = pass.sums_partial(&mut session, cut);
+        pass.sums_finish(&mut session, cut.splits(), &partials, None);
     }
     Ok(session.launches)
 }
 
-/// What a backward starts from.
+/// What a backward starts from, and what it is to write.
 #[derive(Clone, Copy)]
-pub(crate) struct Given<'a> {
+pub(crate) struct Call<'a> {
     pub x: &'a Handle,
     pub dy: &'a Handle,
-    /// The mean, or `saved`.
-    pub center: &'a Handle,
-    pub affine: Option<Affine<'a>>,
-    pub saved: bool,
+    pub given: Given<'a>,
     pub epilogue: Epilogue<'a>,
+    pub out: Gradients<'a>,
 }
 
-impl Given<'_> {
-    fn session<'c>(
-        &self,
+impl<'a> Call<'a> {
+    /// Checks everything; nothing where there is nothing to do. What the activation does not ask for is not read.
+    fn checked<'c>(
+        mut self,
         client: &'c Client,
         problem: Problem,
-        out: &Gradients<'_>,
-    ) -> Result<Session<'c>, Error> {
-        let session = Session::new(client, problem)?;
-        self.epilogue.activation.validate()?;
+        epsilon: f64,
+    ) -> Result<Option<(Session<'c>, Self)>, Error> {
+        let values = Values {
+            activation: self.epilogue.activation,
+            epsilon,
+            ..Values::default()
+        };
+        let session = Session::new(client, problem, values)?;
+        check_number("epsilon", epsilon)?;
         session.expect_tensors([
             ("x", Some(self.x)),
             ("output_grad", Some(self.dy)),
             ("residual", self.epilogue.residual),
-            ("x_grad", out.input.and_then(|target| target.apart())),
-            ("residual_grad", out.residual),
+            ("x_grad", self.out.input.and_then(|target| target.apart())),
+            ("residual_grad", self.out.residual),
         ])?;
         session.expect_channels(
             1,
-            [
-                ("scale", self.affine.map(|affine| affine.scale)),
-                ("shift", self.affine.map(|affine| affine.shift)),
-                ("scale_grad", out.scale),
-                ("shift_grad", out.shift),
-            ],
+            [("gamma_grad", self.out.gamma), ("beta_grad", self.out.beta)],
         )?;
-        let name = if self.saved { "saved" } else { "mean" };
-        session.expect_channels(self.center_rows() as u64, [(name, Some(self.center))])?;
-        Ok(session)
-    }
-
-    /// Checks everything, then launches what `out` wants.
-    fn gradients(
-        self,
-        client: &Client,
-        problem: Problem,
-        out: Gradients<'_>,
-    ) -> Result<Launches, Error> {
-        let mut session = self.session(client, problem, &out)?;
-        if !problem.layout.is_empty() && !out.is_empty() {
-            gradients(&mut session, self, out)?;
+        self.given.expect(&session)?;
+        if !self.epilogue.activation.shape().any() {
+            self.epilogue.residual = None;
+            self.given.beta = None;
         }
-        Ok(session.launches)
+        let idle = problem.layout.is_empty() || self.out.is_empty();
+        Ok((!idle).then_some((session, self)))
     }
 
-    pub fn center_rows(&self) -> usize {
-        match self.saved {
-            true => 3,
-            false => 1,
+    /// Tensors that are written to memory of their own.
+    fn written_apart(&self) -> usize {
+        let input = self.out.input.and_then(|target| target.apart());
+        [input, self.out.residual].iter().flatten().count()
+    }
+
+    /// The compile-time part of a kernel.
+    pub fn blueprint(&self, cut: &Cut, source: Source) -> GradientBlueprint {
+        let shape = match source {
+            Source::Tensor => cut.shape,
+            Source::Splits | Source::Parameters => cut.shape.element_wise(),
+        };
+        GradientBlueprint {
+            element: element_blueprint(shape, self.given.parameters, self.epilogue),
+            source,
+            input: self.out.input.is_some(),
+            residual: self.out.residual.is_some(),
         }
-    }
-
-    /// The shift, where the activation's argument is recomputed.
-    pub fn shift(&self) -> Option<&Handle> {
-        let needed = self.epilogue.activation.shape().any();
-        self.affine.filter(|_| needed).map(|affine| affine.shift)
-    }
-
-    pub fn residual_reads(&self) -> usize {
-        usize::from(self.epilogue.residual.is_some())
     }
 }

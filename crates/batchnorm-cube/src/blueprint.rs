@@ -11,75 +11,132 @@ pub(crate) struct CubeShape {
     pub columns: bool,
     /// Whether the tensor is read as pairs of values; see `kernels/access.rs`.
     pub packed: bool,
-    /// Units on neighbouring channels, and results of a reduction; a power of two.
+    /// Channels of a cube, and results of its reduction; a power of two.
     pub units_c: usize,
-    /// Units along a row of a channel; a power of two.
-    pub units_x: usize,
-    /// Units on different outer indices; a power of two.
-    pub units_y: usize,
+    /// Units of a cube; a power of two.
+    pub units: usize,
     /// Neighbouring units that exchange values without a barrier; a power of two, 1 where the device has no plane operations.
     pub plane: usize,
 }
 
 impl CubeShape {
-    /// Units of a cube.
-    pub fn units(&self) -> usize {
-        self.units_c * self.units_x * self.units_y
-    }
-
     /// Steps that merge the units' results inside of their planes.
     pub fn plane_steps(&self) -> usize {
-        let reach = self.plane.min(self.units());
+        let reach = self.plane.min(self.units);
         (reach / self.units_c).max(1).ilog2() as usize
     }
 
     /// Steps after those, through shared memory.
     pub fn cube_steps(&self) -> usize {
-        (self.units() / self.units_c).ilog2() as usize - self.plane_steps()
+        (self.units / self.units_c).ilog2() as usize - self.plane_steps()
+    }
+
+    /// Partial results that meet in shared memory.
+    pub fn parts(&self) -> usize {
+        self.units >> self.plane_steps()
+    }
+
+    /// The same for a kernel that does not reduce: how many units there are is then a number like others.
+    pub fn element_wise(self) -> Self {
+        Self {
+            units_c: 1,
+            units: 1,
+            plane: 1,
+            ..self
+        }
     }
 }
 
 /// How two partial results are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Merge {
-    /// (count, mean, M2), by Chan's formula.
+    /// (count, mean, deviation), by Chan's formula.
     Moments,
     /// Sums, by addition.
     Sums,
 }
 
-/// The gradient that is computed together with the sums, without knowing them.
+/// Where a kernel gets the reduced numbers of its channels from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum EarlyGrad {
-    /// None.
-    None,
-    /// `g * scale`: the statistics were given, not computed from this input.
-    Scaled,
+pub(crate) enum Source {
+    /// It reduces the tensor itself: a cube has its channels to itself.
+    Tensor,
+    /// It merges the results of a few splits.
+    Splits,
+    /// It needs none, or they lie with the other parameters.
+    Parameters,
 }
 
-/// What the parameter buffers of an element-wise kernel mean.
+/// What the buffers of a channel's statistics and parameters hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Parameters {
+    /// The statistics of a training forward: rows of mean, what rounding took from it, variance, inverse deviation. And gamma and beta.
+    Batch,
+    /// Given ones: rows of mean, what rounding took from it, variance. And gamma and beta.
+    Packed,
+    /// Given ones, mean and variance in buffers of their own. And gamma and beta.
+    Apart,
+    /// A mean, and a scale and a shift that are applied as they are.
+    Affine,
+    /// Rows of mean, what rounding took from it, scale, shift, and the two coefficients of an input gradient.
+    Prepared,
+}
+
+/// What happens to a single element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ElementBlueprint {
     /// The units.
     pub shape: CubeShape,
-    /// The center is three rows (mean, what rounding took from it, inverse deviation) and the scale is gamma; otherwise the center is the
-    /// mean alone and the scale is applied as it is.
-    pub saved: bool,
+    /// The parameters.
+    pub parameters: Parameters,
     /// The activation.
     pub pieces: Pieces,
     /// Whether a residual is added before the activation.
     pub residual: bool,
 }
 
-/// A kernel that sums gradients.
+/// A training forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SumsBlueprint {
-    /// How the inputs are read.
+pub(crate) struct TrainBlueprint {
+    /// What happens to an element.
     pub element: ElementBlueprint,
-    /// What is written in the same sweep.
-    pub early: EarlyGrad,
-    /// Whether the gradient of the residual is written in the same sweep.
-    pub residual_grad: bool,
+    /// Where the moments come from.
+    pub source: Source,
+    /// Whether there are running statistics.
+    pub update: bool,
+}
+
+/// A kernel of the backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct GradientBlueprint {
+    /// What happens to an element.
+    pub element: ElementBlueprint,
+    /// Where the sums come from.
+    pub source: Source,
+    /// Whether the input's gradient is written.
+    pub input: bool,
+    /// Whether the residual's gradient is written.
+    pub residual: bool,
+}
+
+impl GradientBlueprint {
+    /// Whether the statistics were given: no gradient goes through them, so that none has to wait for sums.
+    pub fn given(&self) -> bool {
+        matches!(
+            self.element.parameters,
+            Parameters::Packed | Parameters::Apart
+        )
+    }
+
+    /// Whether tensors are written in the sweep that sums.
+    pub fn early(&self) -> bool {
+        self.given() && (self.input || self.residual)
+    }
+
+    /// Whether tensors are written in a sweep after the sums.
+    pub fn late(&self) -> bool {
+        (self.input || self.residual) && !(self.given() && self.source == Source::Tensor)
+    }
 }
 
 #[cfg(test)]
@@ -87,13 +144,12 @@ mod tests {
     use super::*;
 
     /// Steps in planes and through shared memory.
-    fn steps(units_c: usize, units_x: usize, units_y: usize, plane: usize) -> (usize, usize) {
+    fn steps(units_c: usize, units: usize, plane: usize) -> (usize, usize) {
         let shape = CubeShape {
-            columns: units_x == 1,
+            columns: false,
             packed: false,
             units_c,
-            units_x,
-            units_y,
+            units,
             plane,
         };
         (shape.plane_steps(), shape.cube_steps())
@@ -101,13 +157,13 @@ mod tests {
 
     #[test]
     fn planes_take_the_steps_that_they_can() {
-        assert_eq!(steps(1, 64, 4, 32), (5, 3));
-        assert_eq!(steps(8, 1, 32, 32), (2, 3));
-        assert_eq!(steps(2, 4, 32, 32), (4, 3));
+        assert_eq!(steps(1, 256, 32), (5, 3));
+        assert_eq!(steps(8, 256, 32), (2, 3));
+        assert_eq!(steps(2, 256, 32), (4, 3));
         // No plane operations; a plane that is all columns; a cube that is smaller than a plane; nothing to merge.
-        assert_eq!(steps(1, 64, 4, 1), (0, 8));
-        assert_eq!(steps(32, 1, 8, 32), (0, 3));
-        assert_eq!(steps(1, 4, 2, 32), (3, 0));
-        assert_eq!(steps(8, 1, 1, 32), (0, 0));
+        assert_eq!(steps(1, 256, 1), (0, 8));
+        assert_eq!(steps(32, 256, 32), (0, 3));
+        assert_eq!(steps(1, 8, 32), (3, 0));
+        assert_eq!(steps(8, 8, 32), (0, 0));
     }
 }

@@ -1,5 +1,7 @@
 //! What can be wrong with a call.
 
+use crate::Layout;
+
 /// Why an operation refused its arguments. Nothing has been launched and nothing written when an error is returned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -16,21 +18,45 @@ pub enum Error {
     },
     /// The kernels index with 32 bits.
     #[error(
-        "the tensor is too large: expected at most {limit} elements, got {outer} x {channels} x {inner}; split the batch"
+        "the tensor is too large: expected at most {limit} elements in memory, got {} x {} x {}; split the batch",
+        .layout.outer, .layout.channels, .layout.inner
     )]
     TooLarge {
         /// The largest number of elements.
         limit: usize,
-        /// Product of the dimensions before the channel axis.
-        outer: usize,
-        /// Size of the channel axis.
-        channels: usize,
-        /// Product of the dimensions after the channel axis.
-        inner: usize,
+        /// The layout.
+        layout: Layout,
+    },
+    /// Elements of a layout share memory.
+    #[error(
+        "elements share memory: expected strides of at least {} and {}, got {} and {}; copy the tensor",
+        .layout.channels.saturating_mul(.layout.inner), .layout.inner, .layout.outer_stride, .layout.channel_stride
+    )]
+    Overlap {
+        /// The layout.
+        layout: Layout,
+    },
+    /// The device has no buffers of the size.
+    #[error(
+        "{device} has buffers of at most {limit} bytes, expected {expected}: split the batch or the channels"
+    )]
+    Buffer {
+        /// The bytes of the largest buffer.
+        expected: u64,
+        /// The bytes that the device allows.
+        limit: u64,
+        /// The name of the device.
+        device: String,
+    },
+    /// The kernels do not know the type.
+    #[error("the kernels take tensors of f32, f16, bf16 or f64, got {got}: cast the tensor")]
+    Type {
+        /// The type.
+        got: String,
     },
     /// A buffer holds fewer bytes than the layout asks for.
     #[error(
-        "the buffer of `{name}` is too short: expected at least {expected} bytes, got {got}; pass a contiguous buffer of the layout's shape"
+        "the buffer of `{name}` is too short: expected at least {expected} bytes, got {got}; pass a buffer of the layout's span"
     )]
     Length {
         /// The argument.
@@ -73,14 +99,10 @@ pub enum Error {
         device: String,
     },
     /// The device cannot start as many cubes as the tensor needs.
-    #[error(
-        "{device} starts at most {limit} cubes, expected {expected}: split the batch or the channels"
-    )]
+    #[error("{device} cannot start {expected} cubes at once: split the batch or the channels")]
     Grid {
         /// The cubes that the kernel needs.
         expected: usize,
-        /// The cubes that the device can start.
-        limit: usize,
         /// The name of the device.
         device: String,
     },

@@ -1,280 +1,214 @@
-//! The launches of the backward operations: which kernels run, with which buffers.
+//! The launches of the backward operations.
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::Error;
-use crate::args::{Gradients, Target};
-use crate::backward::Given;
-use crate::blueprint::{EarlyGrad, SumsBlueprint};
-use crate::forward::element_blueprint;
+use crate::backward::Call;
+use crate::blueprint::{Parameters, Source};
 use crate::kernels::{backward, sums};
 use crate::launch::{Buffers, Session};
+use crate::normalize::Given;
 use crate::strategy::Cut;
 
-/// The sums, and what is wanted besides them.
-pub(crate) fn gradients(
-    session: &mut Session<'_>,
-    given: Given<'_>,
-    out: Gradients<'_>,
-) -> Result<(), Error> {
-    let cut = Cut::reduction(&session.problem, &session.device);
-    let input = out.input.filter(|_| given.saved);
-    // Sums that nobody asked for have to go somewhere as long as the input's gradient needs them.
-    let scratch =
-        [out.scale, out.shift].map(|wanted| wanted.cloned().unwrap_or_else(|| session.scratch(1)));
-    let [scale_grad, shift_grad] = &scratch;
-
-    // Buffers beyond x, the output gradient and the vectors per channel.
-    let apart = out.input.and_then(|target| target.apart());
-    let tensors = |list: &[Option<&Handle>]| list.iter().flatten().count();
-    let most = 7 + tensors(&[given.epilogue.residual, apart, out.residual]);
-    if cut.splits() == 1 && session.expect_bindings(most).is_ok() {
-        return sums_whole(session, cut, given, out, scale_grad, shift_grad);
-    }
-    let late = input.and(apart);
-    let early = if given.saved { None } else { apart };
-    let shift = usize::from(given.shift().is_some());
-    session
-        .expect_bindings(5 + shift + tensors(&[given.epilogue.residual, early, out.residual]))?;
-    if input.is_some() {
-        session.expect_bindings(6 + shift + tensors(&[given.epilogue.residual, late]))?;
-    }
-    let partials = sums_partial(session, cut, given, out)?;
-    if input.is_some() || out.scale.is_some() || out.shift.is_some() {
-        sums_finish(
-            session,
-            cut.splits(),
-            given,
-            &partials,
-            scale_grad,
-            shift_grad,
-        )?;
-    }
-    if let (Some(target), Some(affine)) = (input, given.affine) {
-        input_grad_with(
-            session,
-            given,
-            [affine.scale, scale_grad, shift_grad],
-            target,
-        )?;
-    }
-    Ok(())
+/// A checked call, with somewhere to write every sum.
+#[derive(Clone)]
+pub(crate) struct Pass<'a> {
+    call: Call<'a>,
+    gamma_grad: Handle,
+    beta_grad: Handle,
 }
 
-/// The comptime part of a kernel that sums. The input's gradient does not wait for the sums where the statistics are given.
-fn sums_blueprint(cut: &Cut, given: Given<'_>, out: Gradients<'_>) -> SumsBlueprint {
-    SumsBlueprint {
-        element: element_blueprint(cut, given.saved, given.epilogue),
-        early: match out.input.is_some() && !given.saved {
-            true => EarlyGrad::Scaled,
-            false => EarlyGrad::None,
-        },
-        residual_grad: out.residual.is_some(),
+impl<'a> Pass<'a> {
+    /// Sums that nobody asked for go to scratch buffers.
+    pub fn new(session: &Session<'_>, call: Call<'a>) -> Self {
+        let place = |wanted: Option<&Handle>| match wanted {
+            Some(handle) => handle.clone(),
+            None => session.scratch(1),
+        };
+        Self {
+            call,
+            gamma_grad: place(call.out.gamma),
+            beta_grad: place(call.out.beta),
+        }
     }
-}
 
-fn sums_whole(
-    session: &mut Session<'_>,
-    cut: Cut,
-    given: Given<'_>,
-    out: Gradients<'_>,
-    scale_grad: &Handle,
-    shift_grad: &Handle,
-) -> Result<(), Error> {
-    let channels = cut.channels;
-    let target = out.input.and_then(|target| target.apart());
-    let second_sweep = given.saved && out.input.is_some();
-    let mut buffers = Buffers::default();
-    let tensors = tensors(&mut buffers, &cut, given, target, out.residual);
-    let [x, dy, residual, dx, dresidual] = tensors;
-    let [center, scale, shift] = parameters(&mut buffers, &cut, given);
-    // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
-    unsafe {
-        backward::sums_whole::launch_unchecked(
-            session.client,
-            session.grid(cut.cubes())?,
-            cut.cube_dim(),
-            cut.stored_vector(),
-            cut.vector,
-            cut.parameter_vector(),
-            x,
-            dy,
-            residual,
-            dx,
-            dresidual,
-            center,
-            scale,
-            shift,
-            buffers.bind(shift_grad, channels),
-            buffers.bind(scale_grad, channels),
-            cut.geometry(),
-            session.numbers(given.epilogue.activation),
-            session.number(1.0 / session.problem.layout.samples_per_channel() as f64),
-            second_sweep,
-            sums_blueprint(&cut, given, out),
-            session.types(&cut),
+    /// The same with all parameters in one buffer, which [`sums_finish`](Self::sums_finish) has filled.
+    pub fn with_prepared<'b>(&'b self, prepared: &'b Handle) -> Pass<'b> {
+        let given = Given {
+            center: prepared,
+            variance: None,
+            beta: None,
+            parameters: Parameters::Prepared,
+            ..self.call.given
+        };
+        Pass {
+            call: Call { given, ..self.call },
+            ..self.clone()
+        }
+    }
+
+    /// x, the output gradient, the residual and the two tensors that are written, or aliases: of x where they are not used, of the output
+    /// gradient where that of the input is written over it.
+    fn tensors(&self, buffers: &mut Buffers, cut: &Cut, writes: bool) -> [BufferArg; 5] {
+        let len = cut.span;
+        let input = self.call.out.input.and_then(|target| target.apart());
+        [
+            buffers.bind(self.call.x, len),
+            buffers.bind(self.call.dy, len),
+            buffers.bind_or_alias(self.call.epilogue.residual, len, 0),
+            buffers.bind_or_alias(input.filter(|_| writes), len, 1),
+            buffers.bind_or_alias(self.call.out.residual.filter(|_| writes), len, 1),
+        ]
+    }
+
+    /// Tensors besides x and the output gradient that are read, and tensors that are written.
+    fn traffic(&self) -> (usize, usize) {
+        let out = self.call.out;
+        (
+            usize::from(self.call.epilogue.residual.is_some()),
+            usize::from(out.input.is_some()) + usize::from(out.residual.is_some()),
+        )
+    }
+
+    /// The kernel that writes everything that is wanted, from the sums of `source`.
+    pub fn gradients(
+        &self,
+        session: &mut Session<'_>,
+        cut: Cut,
+        source: Source,
+        partials: Option<(&Handle, usize)>,
+    ) {
+        let channels = cut.channels;
+        let splits = partials.map_or(0, |(_, splits)| splits);
+        let blueprint = self.call.blueprint(&cut, source);
+        let mut buffers = Buffers::default();
+        let [x, dy, residual, dx, dresidual] = self.tensors(&mut buffers, &cut, true);
+        let same = buffers.bound();
+        let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, channels);
+        let sums = source != Source::Parameters;
+        // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
+        unsafe {
+            backward::gradients::launch_unchecked(
+                session.client,
+                session.grid(&cut),
+                cut.cube_dim(),
+                cut.stored_vector(),
+                cut.vector,
+                cut.parameter_vector(),
+                x,
+                dy,
+                residual,
+                dx,
+                dresidual,
+                center,
+                variance,
+                gamma,
+                beta,
+                buffers.bind_or_alias(partials.map(|p| p.0), 2 * splits * channels, same),
+                buffers.bind_or_alias(sums.then_some(&self.gamma_grad), channels, same),
+                buffers.bind_or_alias(sums.then_some(&self.beta_grad), channels, same),
+                cut.geometry(),
+                session.numbers(),
+                splits,
+                blueprint,
+                session.types(&cut),
+            );
+        }
+        let sweeps = usize::from(source == Source::Tensor) + usize::from(blueprint.late());
+        let (read, written) = self.traffic();
+        session.record(
+            "gradients",
+            (sweeps * (2 + read), self.call.given.vectors() + 2 * splits),
+            (written, 2 * usize::from(sums)),
         );
     }
-    let sweeps = 1 + usize::from(second_sweep);
-    let read = sweeps * (2 + given.residual_reads());
-    let written = usize::from(out.input.is_some()) + usize::from(out.residual.is_some());
-    session.record("sums_whole", (read, given.center_rows() + 2), (written, 2));
-    Ok(())
-}
 
-fn sums_partial(
-    session: &mut Session<'_>,
-    cut: Cut,
-    given: Given<'_>,
-    out: Gradients<'_>,
-) -> Result<Handle, Error> {
-    let splits = cut.splits();
-    let partials = session.scratch(3 * splits + 1);
-    let blueprint = sums_blueprint(&cut, given, out);
-    let target = match blueprint.early {
-        EarlyGrad::Scaled => out.input.and_then(|target| target.apart()),
-        EarlyGrad::None => None,
-    };
-    let mut buffers = Buffers::default();
-    let [x, dy, residual, dx, dresidual] = tensors(&mut buffers, &cut, given, target, out.residual);
-    let [center, scale, shift] = parameters(&mut buffers, &cut, given);
-    // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
-    unsafe {
-        sums::sums_partial::launch_unchecked(
-            session.client,
-            session.grid(cut.cubes())?,
-            cut.cube_dim(),
-            cut.stored_vector(),
-            cut.vector,
-            cut.parameter_vector(),
-            x,
-            dy,
-            residual,
-            dx,
-            dresidual,
-            center,
-            scale,
-            shift,
-            buffers.bind(&partials, (3 * splits + 1) * cut.channels),
-            cut.geometry(),
-            session.numbers(given.epilogue.activation),
-            splits,
-            blueprint,
-            session.types(&cut),
+    /// The sums of the splits, in a scratch buffer, and what does not wait for them.
+    pub fn sums_partial(&self, session: &mut Session<'_>, cut: Cut) -> Handle {
+        let rows = 2 * cut.splits();
+        let partials = session.scratch(rows);
+        let mut blueprint = self.call.blueprint(&cut, Source::Tensor);
+        // What waits for the sums makes no other kernel of this one.
+        blueprint.input &= blueprint.given();
+        blueprint.residual &= blueprint.given();
+        let mut buffers = Buffers::default();
+        let [x, dy, residual, dx, dresidual] = self.tensors(&mut buffers, &cut, blueprint.early());
+        let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, cut.channels);
+        // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
+        unsafe {
+            sums::sums_partial::launch_unchecked(
+                session.client,
+                session.grid(&cut),
+                cut.cube_dim(),
+                cut.stored_vector(),
+                cut.vector,
+                cut.parameter_vector(),
+                x,
+                dy,
+                residual,
+                dx,
+                dresidual,
+                center,
+                variance,
+                gamma,
+                beta,
+                buffers.bind(&partials, rows * cut.channels),
+                cut.geometry(),
+                session.numbers(),
+                blueprint,
+                session.types(&cut),
+            );
+        }
+        let (read, written) = self.traffic();
+        session.record(
+            "sums_partial",
+            (2 + read, self.call.given.vectors()),
+            (written * usize::from(blueprint.early()), rows),
+        );
+        partials
+    }
+
+    /// The gradients of gamma and beta from the sums of the splits, and all that a sweep needs in `prepared`.
+    pub fn sums_finish(
+        &self,
+        session: &mut Session<'_>,
+        splits: usize,
+        partials: &Handle,
+        prepared: Option<&Handle>,
+    ) {
+        let cut = Cut::finish(splits, session.problem.layout.channels, &session.device);
+        let channels = cut.channels;
+        let mut buffers = Buffers::default();
+        let partials = buffers.bind(partials, 2 * splits * channels);
+        let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, channels);
+        // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
+        unsafe {
+            sums::sums_finish::launch_unchecked(
+                session.client,
+                session.grid(&cut),
+                cut.cube_dim(),
+                cut.vector,
+                partials,
+                center,
+                variance,
+                gamma,
+                beta,
+                buffers.bind(&self.gamma_grad, channels),
+                buffers.bind(&self.beta_grad, channels),
+                buffers.bind_or_alias(prepared, 6 * channels, 0),
+                cut.geometry(),
+                session.numbers(),
+                self.call.given.parameters,
+                prepared.is_some(),
+                cut.shape,
+                session.arithmetic(),
+            );
+        }
+        let written = 2 + 6 * usize::from(prepared.is_some());
+        session.record(
+            "sums_finish",
+            (0, 2 * splits + self.call.given.vectors()),
+            (0, written),
         );
     }
-    let written =
-        usize::from(blueprint.early == EarlyGrad::Scaled) + usize::from(out.residual.is_some());
-    let read = (2 + given.residual_reads(), given.center_rows() + 2);
-    session.record("sums_partial", read, (written, 3 * splits + 1));
-    Ok(partials)
-}
-
-fn sums_finish(
-    session: &mut Session<'_>,
-    splits: usize,
-    given: Given<'_>,
-    partials: &Handle,
-    scale_grad: &Handle,
-    shift_grad: &Handle,
-) -> Result<(), Error> {
-    let cut = Cut::finish(splits, session.problem.layout.channels, &session.device);
-    let mut buffers = Buffers::default();
-    // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
-    unsafe {
-        sums::sums_finish::launch_unchecked(
-            session.client,
-            session.grid(cut.cubes())?,
-            cut.cube_dim(),
-            cut.vector,
-            buffers.bind(partials, (3 * splits + 1) * cut.channels),
-            buffers.bind(given.center, given.center_rows() * cut.channels),
-            buffers.bind(shift_grad, cut.channels),
-            buffers.bind(scale_grad, cut.channels),
-            cut.geometry(),
-            given.saved,
-            cut.shape,
-            session.arithmetic(),
-        );
-    }
-    session.record("sums_finish", (0, 3 * splits + given.center_rows()), (0, 2));
-    Ok(())
-}
-
-/// `vectors` are gamma, dgamma and dbeta with `saved`, else a, b and c.
-pub(crate) fn input_grad_with(
-    session: &mut Session<'_>,
-    given: Given<'_>,
-    vectors: [&Handle; 3],
-    target: Target<'_>,
-) -> Result<(), Error> {
-    let cut = Cut::element_wise(&session.problem, &session.device);
-    let channels = cut.channels;
-    let mut buffers = Buffers::default();
-    let [x, dy, residual, dx, _] = tensors(&mut buffers, &cut, given, target.apart(), None);
-    let center = buffers.bind(given.center, given.center_rows() * channels);
-    let [first, second, third] = vectors.map(|vector| buffers.bind(vector, channels));
-    let same = buffers.bound() - 1;
-    // SAFETY: indices stay below the numbers of vectors that the buffers were checked for; see `Walk`.
-    unsafe {
-        backward::input_grad::launch_unchecked(
-            session.client,
-            session.grid(cut.cubes())?,
-            cut.cube_dim(),
-            cut.stored_vector(),
-            cut.vector,
-            cut.parameter_vector(),
-            x,
-            dy,
-            residual,
-            dx,
-            center,
-            first,
-            second,
-            third,
-            buffers.bind_or_alias(given.shift(), channels, same),
-            cut.geometry(),
-            session.numbers(given.epilogue.activation),
-            session.number(1.0 / session.problem.layout.samples_per_channel() as f64),
-            element_blueprint(&cut, given.saved, given.epilogue),
-            session.types(&cut),
-        );
-    }
-    session.record(
-        "input_grad",
-        (2 + given.residual_reads(), given.center_rows() + 4),
-        (1, 0),
-    );
-    Ok(())
-}
-
-/// x, dy, residual, dx and dresidual. What is not given is an alias: of x where it is not used, of dy where dx is written over it.
-fn tensors(
-    buffers: &mut Buffers,
-    cut: &Cut,
-    given: Given<'_>,
-    dx: Option<&Handle>,
-    dresidual: Option<&Handle>,
-) -> [BufferArg; 5] {
-    let len = cut.tensor_len();
-    [
-        buffers.bind(given.x, len),
-        buffers.bind(given.dy, len),
-        buffers.bind_or_alias(given.epilogue.residual, len, 0),
-        buffers.bind_or_alias(dx, len, 1),
-        buffers.bind_or_alias(dresidual, len, 1),
-    ]
-}
-
-/// Center, scale and shift. Where there is no affine part, nothing reads the latter two.
-fn parameters(buffers: &mut Buffers, cut: &Cut, given: Given<'_>) -> [BufferArg; 3] {
-    let channels = cut.channels;
-    let center = buffers.bind(given.center, given.center_rows() * channels);
-    let same = buffers.bound() - 1;
-    [
-        center,
-        buffers.bind_or_alias(given.affine.map(|affine| affine.scale), channels, same),
-        buffers.bind_or_alias(given.shift(), channels, same),
-    ]
 }

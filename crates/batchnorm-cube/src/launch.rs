@@ -2,18 +2,20 @@
 //!
 //! A [`Session`] is one call of an operation: it checks buffers, turns cuts into launch arguments and records what was launched. CubeCL's
 //! launches are asynchronous and return nothing: a kernel that fails on the device is reported by CubeCL at the next read or synchronisation.
-//! What can be known before (types, bindings, grid) is checked here.
+//! What can be known before (types, sizes, bindings, grid) is checked in `support.rs`.
 
 use cubecl::ir::UIntKind;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::activation::{Activation, NumbersLaunch};
+use crate::activation::Activation;
 use crate::cost::{Launch, Launches};
 use crate::device::Device;
+use crate::kernels::numbers::NumbersLaunch;
 use crate::kernels::walk::GeometryLaunch;
 use crate::strategy::Cut;
-use crate::{Error, Problem};
+use crate::support::{self, Needs, Route};
+use crate::{Element, Error, Problem};
 
 /// One call of an operation.
 pub(crate) struct Session<'a> {
@@ -21,26 +23,39 @@ pub(crate) struct Session<'a> {
     pub problem: Problem,
     pub device: Device,
     pub launches: Launches,
+    /// Besides the tensor's own.
+    pub values: Values,
+}
+
+/// What a kernel's numbers are made of; see `kernels/numbers.rs`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Values {
+    pub activation: Activation,
+    pub epsilon: f64,
+    pub keep: f64,
+    pub add_mean: f64,
+    pub add_variance: f64,
 }
 
 impl<'a> Session<'a> {
     /// Checks the problem against the device.
-    pub fn new(client: &'a Client, problem: Problem) -> Result<Self, Error> {
-        problem.validate(client)?;
+    pub fn new(client: &'a Client, problem: Problem, values: Values) -> Result<Self, Error> {
+        values.activation.validate()?;
         Ok(Self {
             client,
             problem,
-            device: Device::of(client, &problem),
+            device: support::check(client.properties(), &problem)?,
             launches: Launches::default(),
+            values,
         })
     }
 
-    /// Checks buffers of the tensor's shape.
+    /// Checks buffers of the tensor's layout.
     pub fn expect_tensors<'h>(
         &self,
         buffers: impl IntoIterator<Item = (&'static str, Option<&'h Handle>)>,
     ) -> Result<(), Error> {
-        expect(buffers, self.problem.tensor_bytes())
+        expect(buffers, self.problem.span_bytes())
     }
 
     /// Checks buffers of `rows` values per channel.
@@ -54,31 +69,25 @@ impl<'a> Session<'a> {
 
     /// Checks that a kernel can have as many buffers.
     pub fn expect_bindings(&self, expected: usize) -> Result<(), Error> {
-        match expected <= self.device.bindings {
-            true => Ok(()),
-            false => Err(Error::Bindings {
-                expected,
-                got: self.device.bindings,
-                device: self.client.properties().identity.name.clone(),
-            }),
-        }
+        support::bindings(&self.device, expected, self.device_name())
     }
 
-    /// The grid for `cubes` cubes, spread over as many dimensions as the device's limits ask for. It can be a little larger.
-    pub fn grid(&self, cubes: usize) -> Result<CubeCount, Error> {
-        let (x, y, z) = self.client.properties().hardware.max_cube_count;
-        let [x, y, z] = [x, y, z].map(|limit| limit as usize);
-        let width = cubes.min(x);
-        let height = cubes.div_ceil(width).min(y);
-        let depth = cubes.div_ceil(width * height);
-        match depth <= z {
-            true => Ok(CubeCount::Static(width as u32, height as u32, depth as u32)),
-            false => Err(Error::Grid {
-                expected: cubes,
-                limit: x.saturating_mul(y).saturating_mul(z),
-                device: self.client.properties().identity.name.clone(),
-            }),
-        }
+    /// The cut of a reduction, and how it goes on.
+    pub fn route(&self, needs: Needs) -> Result<(Cut, Route), Error> {
+        let cut = Cut::reduction(&self.problem, &self.device);
+        let route = support::route(&self.device, cut.splits(), needs, self.device_name())?;
+        Ok((cut, route))
+    }
+
+    fn device_name(&self) -> &str {
+        &self.client.properties().identity.name
+    }
+
+    /// The grid of a cut.
+    pub fn grid(&self, cut: &Cut) -> CubeCount {
+        let [x, y, z] = support::grid(cut.cubes(), self.device.grid)
+            .expect("the session has been checked against the device's grid");
+        CubeCount::Static(x, y, z)
     }
 
     /// The types of the tensor in memory and of the arithmetic.
@@ -95,15 +104,34 @@ impl<'a> Session<'a> {
         self.problem.element.accumulator().elem_type()
     }
 
-    /// A number of the type of the arithmetic.
-    pub fn number(&self, value: f64) -> InputScalar {
-        InputScalar::new(value, self.arithmetic())
-    }
-
-    /// The numbers of an activation.
-    pub fn numbers(&self, activation: Activation) -> NumbersLaunch {
-        let [low, slope, offset, high] = activation.numbers().map(|value| self.number(value));
-        NumbersLaunch::new(low, slope, offset, high)
+    /// The numbers of a kernel.
+    pub fn numbers(&self) -> NumbersLaunch {
+        let number = |value| InputScalar::new(value, self.arithmetic());
+        let [low, slope, offset, high] = self.values.activation.numbers();
+        // Squares of what lies between `small` and `large` are normal numbers, and so are those of all others once they are scaled.
+        let (most, least, large, scale) = match self.problem.element.accumulator() {
+            Element::F64 => (f64::MAX, f64::MIN_POSITIVE, 500, 560),
+            _ => (f32::MAX.into(), f32::MIN_POSITIVE.into(), 60, 86),
+        };
+        let power = |exponent| 2f64.powi(exponent);
+        NumbersLaunch::new(
+            number(low),
+            number(slope),
+            number(offset),
+            number(high),
+            number(self.values.epsilon),
+            number(1.0 / self.problem.layout.samples_per_channel() as f64),
+            number(self.values.keep),
+            number(self.values.add_mean),
+            number(self.values.add_variance),
+            number(1.0),
+            number(most),
+            number(least),
+            number(power(large)),
+            number(power(-large)),
+            number(power(-scale)),
+            number(power(scale)),
+        )
     }
 
     /// A buffer between two launches, of `values` per channel.
@@ -184,24 +212,25 @@ impl Buffers {
 impl Cut {
     /// The units of a cube, in one dimension: a plane is then a run of neighbours, and `kernels/walk.rs` says where they lie.
     pub fn cube_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.shape.units() as u32)
+        CubeDim::new_1d(self.shape.units as u32)
     }
 
     /// The runtime part of the cut.
     pub fn geometry(&self) -> GeometryLaunch {
+        let lanes = self.lanes();
         GeometryLaunch::new(
-            self.outer,
             self.channels,
+            self.len,
             self.row,
-            self.tiles,
-            self.outer_share,
-            self.row_share,
-            self.row_splits(),
+            self.stride,
+            self.channel_stride,
+            self.tiles(),
+            self.splits(),
+            self.share,
+            self.shape.units_c,
+            lanes,
+            lanes % self.row,
+            lanes / self.row * self.stride + lanes % self.row,
         )
-    }
-
-    /// Vectors of the tensor.
-    pub fn tensor_len(&self) -> usize {
-        self.outer * self.channels * self.row
     }
 }

@@ -1,52 +1,8 @@
-//! The facts of a tensor that a kernel depends on: its shape and its type.
+//! The facts of a tensor that a kernel depends on: its layout and its type.
 
 use cubecl::ir::{ElemType, FloatKind};
-use cubecl::prelude::*;
 
-use crate::{Error, Strategy};
-
-/// A contiguous tensor with a channel axis, seen as `(outer, channels, inner)`.
-///
-/// Element `[o, c, i]` lies at `(o * channels + c) * inner + i`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Layout {
-    /// Product of the dimensions before the channel axis.
-    pub outer: usize,
-    /// Size of the channel axis.
-    pub channels: usize,
-    /// Product of the dimensions after the channel axis.
-    pub inner: usize,
-}
-
-impl Layout {
-    /// The layout of a contiguous tensor of `shape` whose channels are dimension `axis`.
-    pub fn from_shape(shape: &[usize], axis: usize) -> Result<Self, Error> {
-        let rank = shape.len();
-        if axis >= rank {
-            return Err(Error::Axis { axis, rank });
-        }
-        Ok(Self {
-            outer: shape[..axis].iter().product(),
-            channels: shape[axis],
-            inner: shape[axis + 1..].iter().product(),
-        })
-    }
-
-    /// Elements of the tensor.
-    pub fn len(&self) -> usize {
-        self.outer * self.channels * self.inner
-    }
-
-    /// Whether the tensor has no element.
-    pub fn is_empty(&self) -> bool {
-        self.outer == 0 || self.channels == 0 || self.inner == 0
-    }
-
-    /// Values of one channel.
-    pub fn samples_per_channel(&self) -> usize {
-        self.outer * self.inner
-    }
-}
+use crate::{Error, Layout, Strategy};
 
 /// The type of a tensor. Statistics and parameters are `f64` for `F64` and `f32` for all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,7 +41,7 @@ impl Element {
         self.elem_type().size()
     }
 
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Element::F32 => "f32",
             Element::F16 => "f16",
@@ -95,10 +51,23 @@ impl Element {
     }
 }
 
+impl TryFrom<ElemType> for Element {
+    type Error = Error;
+
+    /// The types that the kernels know; `Flex32` is none of them, for its size in memory is the device's choice.
+    fn try_from(elem: ElemType) -> Result<Self, Error> {
+        let known = [Element::F32, Element::F16, Element::Bf16, Element::F64];
+        let found = known.into_iter().find(|known| known.elem_type() == elem);
+        found.ok_or_else(|| Error::Type {
+            got: format!("{elem:?}"),
+        })
+    }
+}
+
 /// A tensor as far as a kernel's choice depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// The shape.
+    /// Shape and strides.
     pub layout: Layout,
     /// The type of the values.
     pub element: Element,
@@ -116,38 +85,12 @@ impl Problem {
         }
     }
 
-    /// Kernels index with 32 bits.
-    const MAX_LEN: usize = u32::MAX as usize;
-
-    pub(crate) fn validate(&self, client: &Client) -> Result<(), Error> {
-        let Layout {
-            outer,
-            channels,
-            inner,
-        } = self.layout;
-        let len = outer
-            .checked_mul(channels)
-            .and_then(|len| len.checked_mul(inner));
-        if len.is_none_or(|len| len > Self::MAX_LEN) {
-            return Err(Error::TooLarge {
-                limit: Self::MAX_LEN,
-                outer,
-                channels,
-                inner,
-            });
-        }
-        for element in [self.element, self.element.accumulator()] {
-            if !client.properties().supports_type(element.elem_type()) {
-                return Err(Error::Element {
-                    element: element.name(),
-                    device: client.properties().identity.name.clone(),
-                });
-            }
-        }
-        Ok(())
+    /// Bytes of a buffer of the tensor.
+    pub(crate) fn span_bytes(&self) -> u64 {
+        (self.layout.span() * self.element.size()) as u64
     }
 
-    /// Bytes of the tensor.
+    /// Bytes of the tensor's values.
     pub(crate) fn tensor_bytes(&self) -> u64 {
         (self.layout.len() * self.element.size()) as u64
     }
@@ -155,5 +98,18 @@ impl Problem {
     /// Bytes of a vector of one value per channel.
     pub(crate) fn channel_bytes(&self) -> u64 {
         (self.layout.channels * self.element.accumulator().size()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_that_are_known() {
+        let bf16 = ElemType::Float(FloatKind::BF16);
+        assert_eq!(Element::try_from(bf16), Ok(Element::Bf16));
+        let flex = Element::try_from(ElemType::Float(FloatKind::Flex32));
+        assert!(matches!(flex, Err(Error::Type { .. })));
     }
 }

@@ -1,30 +1,43 @@
-//! Who works on what: the cut of a tensor into cubes, from its shape and from properties of the device.
+//! Who works on what: the cut of a tensor into cubes, from its layout and from properties of the device.
 //!
 //! # Reductions
 //!
 //! - A channel goes to one cube where that keeps the device busy, or where the tensor is so small that launches cost more than the work:
 //!   then one kernel can do everything (`splits == 1`).
-//! - Otherwise it is split over the grid, outer indices first and then the inner ones, until there are enough cubes; partial results wait in a
-//!   scratch buffer and are merged in a fixed order.
-//! - `inner == 1` is walked by columns: units along channels, vectors across them. On a GPU a cube takes several channels too where `inner`
-//!   is small, so that it reads memory that lies together.
+//! - Otherwise its vectors are split evenly over the grid, until there are enough cubes; partial results wait in a scratch buffer and are
+//!   merged in a fixed order.
+//! - `inner == 1` is walked by columns: units along channels, vectors across them. On a GPU a cube takes several channels too where rows are
+//!   short, so that it reads memory that lies together.
 //!
 //! # Element-wise kernels
 //!
 //! The same cut with as many splits as the device likes.
 //!
+//! # No walk is long
+//!
+//! However few channels there are and whatever the device likes, no unit walks more than [`MOST_STEPS`] vectors in a sweep.
+//!
 //! What a device likes is told in `device.rs`.
 
 use crate::blueprint::CubeShape;
 use crate::device::Device;
-use crate::problem::{Layout, Problem};
+use crate::problem::Problem;
 
-/// Vectors per unit below which a GPU's cube is made smaller or a channel not split further.
+/// Vectors that a unit walks over at most, in a sweep. Mesa's software driver ends all loops of a unit after 65,535 iterations together,
+/// without a word; a kernel sweeps at most three times, with one outer iteration per 64 vectors. A watchdog would be the next limit.
+pub(crate) const MOST_STEPS: usize = 8192;
+/// Splits that every unit of the kernel that follows merges for itself; of more a launch of its own takes care. Not measured on a GPU.
+pub(crate) const FEW_SPLITS: usize = 16;
+/// Vectors per unit below which a GPU's cube is made smaller or a channel not split further. Not measured on a GPU.
 const GPU_WORK: usize = 4;
+/// Vectors per unit below which a channel is not split further for a software device; measured with Mesa's Vulkan.
+const CPU_WORK: usize = 64;
 /// Values in a row that a GPU's cube reads at least, of several channels where one has less: 128 bytes of `f32`, four sectors of its cache.
 const GPU_SPAN: usize = 32;
-/// Elements below which splitting costs more launches than it gains time.
-const SMALL: usize = 1 << 15;
+/// Bytes below which splitting costs a GPU more launches than it gains time: what it moves in the time of a launch. Not measured on one.
+const GPU_SMALL: u64 = 1 << 20;
+/// The same of a software device; measured with Mesa's Vulkan.
+const CPU_SMALL: u64 = 1 << 17;
 
 /// For which kind of device the work is cut. Every choice gives right results on every device; they differ in speed and in rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -38,25 +51,27 @@ pub enum Strategy {
     Software,
 }
 
-/// A tensor cut into cubes.
+/// A tensor cut into cubes. All lengths are in vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cut {
     /// The units of a cube.
     pub shape: CubeShape,
     /// Elements of a vector of the tensor.
     pub vector: usize,
-    /// Rows of the tensor.
-    pub outer: usize,
     /// Vectors of channel parameters.
     pub channels: usize,
+    /// Vectors of a channel.
+    pub len: usize,
     /// Vectors of a channel in a row.
     pub row: usize,
-    /// Tiles side by side.
-    pub tiles: usize,
-    /// Rows of a split.
-    pub outer_share: usize,
-    /// Vectors of a row in a split.
-    pub row_share: usize,
+    /// From a row of a channel to its next one.
+    pub stride: usize,
+    /// From a row of a channel to that of the next channel.
+    pub channel_stride: usize,
+    /// Vectors of a split; a multiple of the lanes.
+    pub share: usize,
+    /// Vectors of the tensor in memory, with gaps.
+    pub span: usize,
 }
 
 impl Cut {
@@ -76,28 +91,43 @@ impl Cut {
         }
     }
 
-    /// Splits of a row.
-    pub fn row_splits(&self) -> usize {
-        self.row.div_ceil(self.row_share)
+    /// Units on the same channel.
+    pub fn lanes(&self) -> usize {
+        self.shape.units / self.shape.units_c
+    }
+
+    /// Groups of channels.
+    pub fn tiles(&self) -> usize {
+        self.channels.div_ceil(self.shape.units_c)
     }
 
     /// Cubes that work on the same channels.
     pub fn splits(&self) -> usize {
-        self.outer.div_ceil(self.outer_share) * self.row_splits()
+        self.len.div_ceil(self.share)
     }
 
     /// Cubes with work.
     pub fn cubes(&self) -> usize {
-        self.tiles * self.splits()
+        self.tiles() * self.splits()
+    }
+
+    /// Vectors that a unit walks over at most.
+    #[cfg(test)]
+    pub fn steps(&self) -> usize {
+        self.share / self.lanes()
     }
 
     /// For a reduction of every channel.
     pub fn reduction(problem: &Problem, device: &Device) -> Self {
         let cut = Self::unsplit(problem, device);
-        let idle = cut.tiles < device.cubes / 2 && problem.layout.len() > SMALL;
+        let small = match device.software {
+            true => CPU_SMALL,
+            false => GPU_SMALL,
+        };
+        let idle = cut.tiles() < device.cubes / 2 && problem.tensor_bytes() > small;
         match idle {
-            true => cut.split(device.cubes.div_ceil(cut.tiles), device),
-            false => cut,
+            true => cut.split(device.cubes.div_ceil(cut.tiles()), device),
+            false => cut.split(1, device),
         }
     }
 
@@ -109,111 +139,124 @@ impl Cut {
             true => device.cubes,
             false => device.cubes * 4,
         };
-        cut.split(enough.div_ceil(cut.tiles), device)
+        cut.split(enough.div_ceil(cut.tiles()), device)
     }
 
     /// For the merge of the splits' results, a tensor of `[splits][channels]`.
     pub fn finish(splits: usize, channels: usize, device: &Device) -> Self {
-        let vector = widest(channels, device.vector);
+        let vector = widest(channels, 0, device.vector.min(4));
         let channels = channels / vector;
-        let units_y = ceil_power(splits).min(device.units).min(32);
-        let units_c = ceil_power(channels).min(device.units / units_y).min(32);
+        let lanes = ceil_power(splits).min(device.units).min(32);
+        let units_c = ceil_power(channels).min(device.units / lanes).min(32);
         Self {
             shape: CubeShape {
                 columns: true,
                 packed: false,
                 units_c,
-                units_x: 1,
-                units_y,
+                units: lanes * units_c,
                 plane: device.plane,
             },
             vector,
-            outer: splits,
             channels,
+            len: splits,
             row: 1,
-            tiles: channels.div_ceil(units_c),
-            outer_share: splits,
-            row_share: 1,
+            stride: channels,
+            channel_stride: 1,
+            share: splits.next_multiple_of(lanes),
+            span: splits * channels,
         }
     }
 
     fn unsplit(problem: &Problem, device: &Device) -> Self {
-        let Layout {
-            outer,
-            channels,
-            inner,
-        } = problem.layout;
-        let columns = inner == 1;
+        let layout = problem.layout.merged();
+        let columns = layout.inner == 1 && layout.channel_stride == 1 && layout.channels > 1;
+        // Where there is nothing to step over, the stride does not matter.
+        let outer_stride = match layout.outer {
+            1 => 0,
+            _ => layout.outer_stride,
+        };
+        let channel_stride = match layout.channels {
+            1 => 0,
+            _ => layout.channel_stride,
+        };
         // A vector of pairs holds twice as many values.
         let limit = match device.pairs {
             true => 2 * device.vector,
             false => device.vector,
         };
         let vector = match columns {
-            true => widest(channels, limit),
-            false => widest(inner, limit),
+            true => widest(layout.channels, outer_stride, limit),
+            false => widest(layout.inner, outer_stride | channel_stride, limit),
         };
-        let (channels, row) = match columns {
-            true => (channels / vector, 1),
-            false => (channels, inner / vector),
+        let (channels, row, channel_stride) = match columns {
+            true => (layout.channels / vector, 1, 1),
+            false => (
+                layout.channels,
+                layout.inner / vector,
+                channel_stride / vector,
+            ),
         };
-        let side = ceil_power(channels);
-        let length = ceil_power(row).min(device.units);
+        let len = layout.outer * row;
         let (units_c, units) = match device.software {
             // Barriers cost more than idle units: a unit has its channels to itself.
-            true if columns => (side.min(device.units), side.min(device.units)),
-            true => (1, device.units),
+            true if columns => {
+                let units_c = ceil_power(channels).min(device.units);
+                (units_c, units_c)
+            }
+            true => (1, device.units.min(ceil_power(len))),
             false => {
                 let span = (GPU_SPAN / vector).min(device.units);
-                let units_c = (span / length).clamp(1, side);
-                let units = floor_power((units_c * outer * row / GPU_WORK).max(32));
-                (units_c, units.min(device.units))
+                let units_c = (span / ceil_power(row)).clamp(1, ceil_power(channels));
+                let units = floor_power((units_c * len / GPU_WORK).max(32)).min(device.units);
+                (units_c.min(units), units)
             }
         };
-        let units_x = length.min(units);
-        Self {
+        let mut cut = Self {
             shape: CubeShape {
                 columns,
                 packed: device.pairs && vector.is_multiple_of(2),
                 units_c,
-                units_x,
-                units_y: (units / (units_c * units_x)).min(ceil_power(outer)),
+                units,
                 plane: device.plane,
             },
             vector,
-            outer,
             channels,
+            len,
             row,
-            tiles: channels.div_ceil(units_c),
-            outer_share: outer,
-            row_share: row,
+            stride: (outer_stride / vector).max(row),
+            channel_stride,
+            share: len,
+            span: layout.span().div_ceil(vector),
+        };
+        while cut.shared(problem) > device.shared && cut.shape.units > cut.shape.units_c {
+            cut.shape.units /= 2;
         }
+        cut
     }
 
-    /// Into at most `wanted` splits, each with work for all units.
+    /// Bytes of shared memory that a reduction takes: a count and three vectors for each partial result.
+    fn shared(&self, problem: &Problem) -> usize {
+        let values = self.shape.parts() * (1 + 3 * self.parameter_vector());
+        values * problem.element.accumulator().size()
+    }
+
+    /// Into at most `wanted` splits, each with work for all units, or into as many as keep every walk short.
     fn split(mut self, wanted: usize, device: &Device) -> Self {
         let work = match device.software {
-            true => 64,
+            true => CPU_WORK,
             false => GPU_WORK,
         };
-        let CubeShape {
-            units_x, units_y, ..
-        } = self.shape;
-        let per_row = self.row.div_ceil(units_x);
-        let rows = (work / per_row).max(1) * units_y;
-        let outer_splits = wanted.min(self.outer / rows).max(1);
-        self.outer_share = self.outer.div_ceil(outer_splits);
-        let vectors = work.div_ceil(self.outer_share.div_ceil(units_y)) * units_x;
-        let row_splits = (wanted / outer_splits).min(self.row / vectors).max(1);
-        self.row_share = self.row.div_ceil(row_splits);
+        let steps = self.len.div_ceil(self.lanes());
+        let splits = wanted.min(steps / work).max(steps.div_ceil(MOST_STEPS));
+        self.share = steps.div_ceil(splits.max(1)) * self.lanes();
         self
     }
 }
 
-/// The widest vector of at most `limit` elements that divides `len`.
-fn widest(len: usize, limit: usize) -> usize {
-    let mut vector = limit;
-    while !len.is_multiple_of(vector) {
+/// The widest vector of at most `limit` elements that divides the length and all strides, whose bits `strides` has.
+fn widest(len: usize, strides: usize, limit: usize) -> usize {
+    let mut vector = floor_power(limit);
+    while !(len | strides).is_multiple_of(vector) {
         vector /= 2;
     }
     vector
@@ -231,7 +274,7 @@ fn ceil_power(n: usize) -> usize {
 mod tests {
     use super::*;
     use crate::device::{CPU_CUBES, GPU_CUBES};
-    use crate::problem::Element;
+    use crate::{Element, Layout};
 
     fn device(software: bool) -> Device {
         Device {
@@ -240,21 +283,26 @@ mod tests {
             plane: if software { 1 } else { 32 },
             cubes: if software { CPU_CUBES } else { 132 * GPU_CUBES },
             bindings: 31,
+            shared: 32 << 10,
+            buffer: u64::MAX,
+            grid: [65_535; 3],
             vector: 4,
             pairs: software,
         }
     }
 
     fn problem(outer: usize, channels: usize, inner: usize) -> Problem {
-        let layout = Layout {
-            outer,
-            channels,
-            inner,
-        };
-        Problem::new(layout, Element::F32)
+        Problem::new(Layout::new(outer, channels, inner), Element::F32)
     }
 
-    /// The tiles, the splits and the rows of units cover every vector once.
+    fn cuts(problem: &Problem, device: &Device) -> [Cut; 2] {
+        [
+            Cut::reduction(problem, device),
+            Cut::element_wise(problem, device),
+        ]
+    }
+
+    /// The tiles and the splits cover every vector once.
     #[test]
     fn cuts_cover_the_tensor() {
         for software in [false, true] {
@@ -263,17 +311,54 @@ mod tests {
                 for channels in [1, 3, 4, 50, 512] {
                     for inner in [1, 2, 5, 49, 64, 3136] {
                         let problem = problem(outer, channels, inner);
-                        for cut in [
-                            Cut::reduction(&problem, &device),
-                            Cut::element_wise(&problem, &device),
-                        ] {
-                            let len = cut.tensor_len() * cut.vector;
+                        for cut in cuts(&problem, &device) {
+                            let len = cut.len * cut.channels * cut.vector;
                             assert_eq!(len, problem.layout.len(), "{cut:?}");
-                            assert!(cut.shape.units() <= device.units, "{cut:?}");
-                            assert!(cut.outer_share * cut.outer.div_ceil(cut.outer_share) >= outer);
-                            assert!(cut.row_share * cut.row_splits() >= cut.row);
-                            assert!(cut.tiles * cut.shape.units_c >= cut.channels, "{cut:?}");
+                            assert!(cut.shape.units <= device.units, "{cut:?}");
+                            assert!(cut.share * cut.splits() >= cut.len, "{cut:?}");
+                            assert!(cut.share.is_multiple_of(cut.lanes()), "{cut:?}");
+                            assert!(cut.tiles() * cut.shape.units_c >= cut.channels, "{cut:?}");
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Mesa's limit on the iterations of a unit, in all loops of a kernel.
+    #[test]
+    fn no_walk_is_long() {
+        for software in [false, true] {
+            for units in [8, 32, 256] {
+                let device = Device {
+                    units,
+                    plane: 1,
+                    ..device(software)
+                };
+                for (outer, channels, inner) in [
+                    (30_000, 100, 1),
+                    (41_943, 100, 1),
+                    (65_535, 100, 1),
+                    (40_000, 400, 1),
+                    (147_000, 64, 1),
+                    (147_000, 100, 1),
+                    (1, 1, 20_000_000),
+                    (1, 1, u32::MAX as usize),
+                    (u32::MAX as usize, 1, 1),
+                    (1 << 20, 4095, 1),
+                    (1 << 20, 1, 4095),
+                    (1, 1 << 20, 4095),
+                    (3, 65_537, 21_845),
+                    (10_000, 1_000, 7),
+                ] {
+                    let problem = problem(outer, channels, inner);
+                    for cut in cuts(&problem, &device) {
+                        let steps = cut.steps();
+                        assert!(steps <= MOST_STEPS, "{problem:?}: {steps} of {cut:?}");
+                        let blocks = steps.div_ceil(64);
+                        assert!(3 * (steps + blocks) + FEW_SPLITS < 65_535 / 2);
+                        let finish = Cut::finish(cut.splits(), channels, &device);
+                        assert!(finish.steps() < 65_535 / 2, "{problem:?}: {finish:?}");
                     }
                 }
             }
@@ -299,23 +384,39 @@ mod tests {
     #[test]
     fn short_rows_stand_side_by_side() {
         let beside = |inner, device| {
-            let shape = Cut::reduction(&problem(64, 32, inner), device).shape;
-            (shape.units_c, shape.units_x)
+            Cut::reduction(&problem(64, 32, inner), device)
+                .shape
+                .units_c
         };
         let gpu = device(false);
-        assert_eq!(
-            [1, 2, 3, 4].map(|n| beside(n, &gpu)),
-            [(8, 1), (16, 1), (8, 4), (8, 1)]
-        );
-        assert_eq!(
-            [7, 16, 49, 784].map(|n| beside(n, &gpu)),
-            [(4, 8), (2, 4), (1, 64), (1, 256)]
-        );
+        assert_eq!([1, 2, 3, 4].map(|n| beside(n, &gpu)), [8, 16, 8, 8]);
+        assert_eq!([7, 16, 49, 784].map(|n| beside(n, &gpu)), [4, 2, 1, 1]);
         let cpu = device(true);
-        assert_eq!(
-            [1, 3, 4, 49].map(|n| beside(n, &cpu)),
-            [(4, 1), (1, 4), (1, 1), (1, 8)]
-        );
+        assert_eq!([1, 3, 4, 49].map(|n| beside(n, &cpu)), [4, 1, 1, 1]);
+    }
+
+    /// A pitch that vectors do not divide makes them narrower, one that they divide does not.
+    #[test]
+    fn vectors_fit_the_strides() {
+        let vector = |layout| {
+            let problem = Problem::new(layout, Element::F32);
+            Cut::reduction(&problem, &device(false)).vector
+        };
+        assert_eq!(vector(Layout::new(32, 96, 1).with_pitch(128)), 4);
+        assert_eq!(vector(Layout::new(32, 96, 1).with_pitch(97)), 1);
+        assert_eq!(vector(Layout::new(32, 6, 8).with_pitch(50)), 2);
+        assert_eq!(vector(Layout::new(1, 96, 1).with_pitch(97)), 4);
+    }
+
+    #[test]
+    fn a_cube_fits_into_shared_memory() {
+        let device = Device {
+            plane: 1,
+            shared: 4 << 10,
+            ..device(false)
+        };
+        let cut = Cut::reduction(&problem(4096, 64, 1), &device);
+        assert_eq!((cut.shape.units, cut.parameter_vector()), (64, 4));
     }
 
     #[test]

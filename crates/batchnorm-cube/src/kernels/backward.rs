@@ -1,51 +1,30 @@
-//! Training backward.
+//! Backward.
 //!
 //! With `g = dy * act'(v)`, `xhat = (x - mean) * inv_std` and `n` values per channel, the chain rule through mean and variance gives
 //!
 //! ```text
 //!   dbeta = sum g      dgamma = sum g * xhat      dx = gamma * inv_std * (g - dbeta / n - xhat * dgamma / n)
-//!                                                    = a * g + b * (x - mean) + c
-//!   a = gamma * inv_std      b = -a * inv_std * dgamma / n      c = -a * dbeta / n
+//!                                                    = a * (g + b * (x - mean) + c)
+//!   a = gamma * inv_std      b = -inv_std * dgamma / n      c = -dbeta / n
 //! ```
 //!
-//! Where one cube has a channel to itself, `sums_whole` is the whole backward; otherwise there are three launches: `sums_partial`,
-//! `sums_finish`, `input_grad`.
+//! `b` and `c` are the batch terms; with given statistics there are none. Where one cube has a channel to itself, `gradients` is the whole
+//! backward; otherwise `sums_partial` comes first, and `gradients` begins with merging what the splits have found. Where they are many,
+//! merging is a launch of its own, `sums_finish`.
 
 use cubecl::prelude::*;
 
 use super::access::{read, write};
-use super::element::{Affine, affine, centred, gradient};
-use super::sums::reduce_sums;
+use super::element::{Affine, affine, centred, gradient, spread};
+use super::merge::{Partial, merge_few};
+use super::numbers::Numbers;
+use super::sums::{batch_terms, reduce_sums};
 use super::walk::{Geometry, Walk};
-use crate::activation::Numbers;
-use crate::blueprint::{ElementBlueprint, SumsBlueprint};
+use crate::blueprint::{GradientBlueprint, Merge, Parameters, Source};
 
-/// The three numbers of a channel's gradient.
-#[derive(CubeType, Clone, Copy)]
-#[expand(derive(Clone, Copy))]
-struct Coefficients<A: Float, N: Size> {
-    a: Vector<A, N>,
-    b: Vector<A, N>,
-    c: Vector<A, N>,
-}
-
-#[cube]
-fn coefficients<A: Float, N: Size, P: Size>(
-    affine: Affine<A, N>,
-    dgamma: Vector<A, P>,
-    dbeta: Vector<A, P>,
-    inv_n: A,
-) -> Coefficients<A, N> {
-    let a = affine.scale;
-    let share = a * Vector::new(A::new(-1.0) * inv_n);
-    Coefficients::<A, N> {
-        a,
-        b: share * affine.inv_std * Vector::cast_from(dgamma),
-        c: share * Vector::cast_from(dbeta),
-    }
-}
-
-/// The input gradient of everything that a cube walks over.
+/// The gradients of the input and of the residual of everything that a cube walks over, backwards.
+///
+/// `dx` may be `dy`: a unit reads an element before it writes it, and no other unit reads it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
@@ -53,127 +32,110 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     dy: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     dx: &mut [Vector<E, M>],
+    dresidual: &mut [Vector<E, M>],
     affine: Affine<A, N>,
-    coefficients: Coefficients<A, N>,
+    b: Vector<A, N>,
+    c: Vector<A, N>,
     geometry: &Geometry,
     numbers: &Numbers,
-    #[comptime] blueprint: ElementBlueprint,
+    #[comptime] blueprint: GradientBlueprint,
 ) {
-    let shape = comptime!(blueprint.shape);
-    let mut walk = Walk::new(geometry, shape);
+    let element = comptime!(blueprint.element);
+    let shape = comptime!(element.shape);
+    let mut walk = Walk::new(geometry, true, shape);
     for _ in 0..walk.count {
         let i = walk.index;
-        let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, blueprint);
-        let dy = read::<E, A, M, N>(dy, i, shape);
-        let grad = gradient::<E, A, M, N>(diff, dy, affine, residual, i, numbers, blueprint);
-        let grad = coefficients.a * grad + coefficients.b * diff + coefficients.c;
-        write::<E, A, M, N>(dx, i, grad, shape);
-        walk.advance(shape);
+        let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, element);
+        let upstream = read::<E, A, M, N>(dy, i, shape);
+        let grad = gradient::<E, A, M, N>(diff, upstream, affine, residual, i, numbers, element);
+        if comptime!(blueprint.residual) {
+            write::<E, A, M, N>(dresidual, i, grad, shape);
+        }
+        if comptime!(blueprint.input && blueprint.given()) {
+            write::<E, A, M, N>(dx, i, affine.scale * grad, shape);
+        } else if comptime!(blueprint.input) {
+            write::<E, A, M, N>(dx, i, affine.scale * (grad + (b * diff + c)), shape);
+        }
+        walk.advance(geometry, true, shape);
     }
 }
 
-/// `dx` of given sums (`saved`: `first` is gamma's place, `second` dgamma's, `third` dbeta's) or of given coefficients a, b and c.
-///
-/// `dx` may be `dy`: a unit reads an element before it writes it, and no other unit reads it.
+/// The gradients, from the sums of [`Source`].
 #[cube(launch_unchecked)]
-pub(crate) fn input_grad<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
-    x: &[Vector<E, M>],
-    dy: &[Vector<E, M>],
-    residual: &[Vector<E, M>],
-    dx: &mut [Vector<E, M>],
-    center: &[Vector<A, P>],
-    first: &[Vector<A, P>],
-    second: &[Vector<A, P>],
-    third: &[Vector<A, P>],
-    shift: &[Vector<A, P>],
-    geometry: &Geometry,
-    numbers: &Numbers,
-    inv_n: InputScalar,
-    #[comptime] blueprint: ElementBlueprint,
-    #[define(E, A)] _dtypes: [ElemType; 2],
-) {
-    let walk = Walk::new(geometry, comptime!(blueprint.shape));
-    let channel = walk.channel;
-    let affine = affine::<A, N, P>(center, first, shift, channel, geometry.channels, blueprint);
-    let coefficients = if comptime!(blueprint.saved) {
-        coefficients::<A, N, P>(affine, second[channel], third[channel], inv_n.get::<A>())
-    } else {
-        Coefficients::<A, N> {
-            a: affine.scale,
-            b: Vector::cast_from(second[channel]),
-            c: Vector::cast_from(third[channel]),
-        }
-    };
-    sweep::<E, A, M, N>(
-        x,
-        dy,
-        residual,
-        dx,
-        affine,
-        coefficients,
-        geometry,
-        numbers,
-        blueprint,
-    );
-}
-
-/// The sums of the cube's channels and, with `input`, their gradient.
-///
-/// `dx` may be `dy`: the sweeps are ordered by the walk, in which every unit meets its own elements only.
-#[cube(launch_unchecked)]
-pub(crate) fn sums_whole<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
+pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     x: &[Vector<E, M>],
     dy: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     dx: &mut [Vector<E, M>],
     dresidual: &mut [Vector<E, M>],
     center: &[Vector<A, P>],
-    scale: &[Vector<A, P>],
-    shift: &[Vector<A, P>],
-    first: &mut [Vector<A, P>],
-    second: &mut [Vector<A, P>],
+    variance: &[Vector<A, P>],
+    gamma: &[Vector<A, P>],
+    beta: &[Vector<A, P>],
+    partials: &[Vector<A, P>],
+    dgamma: &mut [Vector<A, P>],
+    dbeta: &mut [Vector<A, P>],
     geometry: &Geometry,
     numbers: &Numbers,
-    inv_n: InputScalar,
-    #[comptime] input: bool,
-    #[comptime] blueprint: SumsBlueprint,
+    splits: usize,
+    #[comptime] blueprint: GradientBlueprint,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let element = comptime!(blueprint.element);
-    let walk = Walk::new(geometry, comptime!(element.shape));
-    let affine = affine::<A, N, P>(
+    let walk = Walk::new(geometry, true, comptime!(element.shape));
+    let channel = walk.channel;
+    let channels = geometry.channels;
+    let affine = affine::<A, P>(
         center,
-        scale,
-        shift,
-        walk.channel,
-        geometry.channels,
-        element,
+        variance,
+        gamma,
+        beta,
+        channel,
+        channels,
+        numbers,
+        comptime!(element.parameters),
     );
-    let sums = reduce_sums::<E, A, M, N, P>(
-        x, dy, residual, dx, dresidual, affine, geometry, numbers, blueprint,
-    );
-    let dbeta = sums.first;
-    let dgamma = if comptime!(element.saved) {
-        sums.second * center[walk.channel + 2 * geometry.channels]
+    let wide = spread::<A, P, N>(affine);
+
+    let sums = if comptime!(blueprint.source == Source::Tensor) {
+        reduce_sums::<E, A, M, N, P>(
+            x, dy, residual, dx, dresidual, wide, geometry, numbers, blueprint,
+        )
+    } else if comptime!(blueprint.source == Source::Splits) {
+        let kind = comptime!(Merge::Sums);
+        merge_few::<A, P>(partials, splits, channel, channels, numbers, kind)
     } else {
-        sums.second
+        Partial::<A, P>::empty()
     };
-    if walk.writes {
-        first[walk.channel] = dbeta;
-        second[walk.channel] = dgamma;
+    let gamma_grad = sums.second * affine.inv_std;
+    if comptime!(blueprint.source != Source::Parameters) {
+        if walk.writes && walk.split == 0 {
+            dgamma[channel] = gamma_grad;
+            dbeta[channel] = sums.first;
+        }
     }
-    if comptime!(input) {
-        let coefficients = coefficients::<A, N, P>(affine, dgamma, dbeta, inv_n.get::<A>());
+
+    if comptime!(blueprint.late()) {
+        let (b, c) = if comptime!(element.parameters == Parameters::Prepared) {
+            (
+                center[channel + 4 * channels],
+                center[channel + 5 * channels],
+            )
+        } else {
+            batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, numbers)
+        };
         sweep::<E, A, M, N>(
             x,
             dy,
             residual,
             dx,
-            affine,
-            coefficients,
+            dresidual,
+            wide,
+            Vector::cast_from(b),
+            Vector::cast_from(c),
             geometry,
             numbers,
-            element,
+            blueprint,
         );
     }
 }

@@ -3,8 +3,9 @@
 use cubecl::prelude::*;
 
 use super::access::read;
-use crate::activation::{Numbers, activate, activation_grad};
-use crate::blueprint::ElementBlueprint;
+use super::numbers::{Numbers, inverse_of_variance};
+use crate::activation::{activate, activation_grad};
+use crate::blueprint::{ElementBlueprint, Parameters};
 
 /// The parameters of the channel (or the channels) that a unit works on.
 #[derive(CubeType, Clone, Copy)]
@@ -22,36 +23,68 @@ pub(crate) struct Affine<A: Float, N: Size> {
     pub shift: Vector<A, N>,
 }
 
-/// Reads them. `channels` is the length of the rows of `center`.
+/// Reads them. What the rows of `center` are, [`Parameters`] tells; `channels` is their length.
 #[cube]
-pub(crate) fn affine<A: Float, N: Size, P: Size>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn affine<A: Float, P: Size>(
     center: &[Vector<A, P>],
-    scale: &[Vector<A, P>],
-    shift: &[Vector<A, P>],
+    variance: &[Vector<A, P>],
+    gamma: &[Vector<A, P>],
+    beta: &[Vector<A, P>],
     channel: usize,
     channels: usize,
-    #[comptime] blueprint: ElementBlueprint,
-) -> Affine<A, N> {
-    let mean = Vector::<A, N>::cast_from(center[channel]);
-    let scale = Vector::<A, N>::cast_from(scale[channel]);
-    let shift = Vector::<A, N>::cast_from(shift[channel]);
-    if comptime!(blueprint.saved) {
-        let inv_std = Vector::<A, N>::cast_from(center[channel + 2 * channels]);
-        Affine::<A, N> {
+    numbers: &Numbers,
+    #[comptime] parameters: Parameters,
+) -> Affine<A, P> {
+    let mean = center[channel];
+    let one = Vector::new(A::new(1.0));
+    if comptime!(parameters == Parameters::Prepared) {
+        Affine::<A, P> {
             mean,
-            low: Vector::cast_from(center[channel + channels]),
-            inv_std,
-            scale: scale * inv_std,
-            shift,
+            low: center[channel + channels],
+            inv_std: one,
+            scale: center[channel + 2 * channels],
+            shift: center[channel + 3 * channels],
         }
     } else {
-        Affine::<A, N> {
+        let inv_std = if comptime!(parameters == Parameters::Batch) {
+            center[channel + 3 * channels]
+        } else if comptime!(parameters == Parameters::Packed) {
+            inverse_of_variance::<A, P>(center[channel + 2 * channels], numbers)
+        } else if comptime!(parameters == Parameters::Apart) {
+            inverse_of_variance::<A, P>(variance[channel], numbers)
+        } else {
+            one
+        };
+        let low = if comptime!(two_parts(parameters)) {
+            center[channel + channels]
+        } else {
+            Vector::new(A::new(0.0))
+        };
+        Affine::<A, P> {
             mean,
-            low: Vector::new(A::new(0.0)),
-            inv_std: Vector::new(A::new(1.0)),
-            scale,
-            shift,
+            low,
+            inv_std,
+            scale: gamma[channel] * inv_std,
+            shift: beta[channel],
         }
+    }
+}
+
+/// Whether the mean has a second part.
+fn two_parts(parameters: Parameters) -> bool {
+    !matches!(parameters, Parameters::Apart | Parameters::Affine)
+}
+
+/// The same for every lane of a vector of the tensor.
+#[cube]
+pub(crate) fn spread<A: Float, P: Size, N: Size>(affine: Affine<A, P>) -> Affine<A, N> {
+    Affine::<A, N> {
+        mean: Vector::cast_from(affine.mean),
+        low: Vector::cast_from(affine.low),
+        inv_std: Vector::cast_from(affine.inv_std),
+        scale: Vector::cast_from(affine.scale),
+        shift: Vector::cast_from(affine.shift),
     }
 }
 
@@ -63,7 +96,7 @@ pub(crate) fn centred<A: Float, N: Size>(
     #[comptime] blueprint: ElementBlueprint,
 ) -> Vector<A, N> {
     let diff = x - affine.mean;
-    if comptime!(blueprint.saved) {
+    if comptime!(two_parts(blueprint.parameters)) {
         diff - affine.low
     } else {
         diff
@@ -72,7 +105,7 @@ pub(crate) fn centred<A: Float, N: Size>(
 
 /// The argument of the activation.
 #[cube]
-pub(crate) fn preactivation<E: Numeric, A: Float, M: Size, N: Size>(
+fn preactivation<E: Numeric, A: Float, M: Size, N: Size>(
     centred: Vector<A, N>,
     affine: Affine<A, N>,
     residual: &[Vector<E, M>],

@@ -1,14 +1,15 @@
 //! How partial results become one.
 //!
-//! A partial result is a count and two vectors: the moments (mean, M2) or two sums. Moments are merged by Chan's formula,
+//! A partial result is of two kinds. Sums are merged by addition. Moments are a count, a mean in two parts (a float and what rounding took
+//! from it: an outlier in front of many small values costs them no digit) and a standard deviation; they are merged by Chan's formula,
 //!
 //! ```text
-//!   n = n_a + n_b      d = mean_b - mean_a      mean = mean_a + d * n_b / n      M2 = M2_a + M2_b + d^2 * n_a * n_b / n
+//!   n = n_a + n_b      w = n_b / n      d = mean_b - mean_a      mean = mean_a + d w      s^2 = s_a^2 (1 - w) + s_b^2 w + d^2 w (1 - w)
 //! ```
 //!
-//! sums by addition. The lanes of a vector along a channel are merged first, then the units of a cube, then the cubes by the finishing
-//! kernel. Lanes of a vector across channels are never merged. The order is a function of the cut alone, so results are deterministic; there
-//! are no atomics.
+//! with deviations instead of their squares, which overflow beyond 1e19 in `f32`. The lanes of a vector along a channel are merged first,
+//! then the units of a cube, then the cubes by the kernel that follows. Lanes of a vector across channels are never merged. The order is a
+//! function of the cut alone, so results are deterministic; there are no atomics.
 //!
 //! # The units of a cube
 //!
@@ -29,17 +30,21 @@
 
 use cubecl::prelude::*;
 
+use super::numbers::{Numbers, root_of_squares, two_sum};
+use super::walk::{Geometry, Walk};
 use crate::blueprint::{CubeShape, Merge};
 
 /// A partial result.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(crate) struct Partial<A: Float, N: Size> {
-    /// Values per lane.
+    /// Values per lane; of moments only.
     pub count: A,
     /// The mean, or the first sum.
     pub first: Vector<A, N>,
-    /// M2, or the second sum.
+    /// What rounding took from the mean; of moments only.
+    pub low: Vector<A, N>,
+    /// The standard deviation, or the second sum.
     pub second: Vector<A, N>,
 }
 
@@ -51,42 +56,72 @@ impl<A: Float, N: Size> Partial<A, N> {
         Partial::<A, N> {
             count: A::new(0.0),
             first: zero,
+            low: zero,
             second: zero,
         }
     }
 
+    /// Of two sums.
+    pub fn sums(first: Vector<A, N>, second: Vector<A, N>) -> Partial<A, N> {
+        Partial::<A, N> {
+            count: A::new(0.0),
+            first,
+            low: Vector::new(A::new(0.0)),
+            second,
+        }
+    }
+
     /// Takes another one in.
-    pub fn merge(&mut self, other: Partial<A, N>, #[comptime] kind: Merge) {
-        let count = self.count + other.count;
+    pub fn merge(&mut self, other: Partial<A, N>, numbers: &Numbers, #[comptime] kind: Merge) {
         if comptime!(kind == Merge::Sums) {
             self.first += other.first;
             self.second += other.second;
         } else {
+            let count = self.count + other.count;
             // Of two empty parts the weight is 0, not NaN.
             let weight = other.count / max(count, A::new(1.0));
-            let delta = other.first - self.first;
+            let rest = A::new(1.0) - weight;
+            let delta = (other.first - self.first) + (other.low - self.low);
+            let second = root_of_squares::<A, N>(
+                self.second,
+                rest,
+                other.second,
+                weight,
+                delta,
+                weight * rest,
+                numbers,
+            );
             let step = delta * Vector::new(weight);
-            self.second += other.second + delta * step * Vector::new(self.count);
-            self.first += step;
+            let (first, low) = two_sum::<A, N>(self.first, self.low + step, numbers);
+            // The sum of nothing and a mean in two parts would be rounded to one.
+            let fresh = self.count == A::new(0.0);
+            self.first = select(fresh, other.first, first);
+            self.low = select(fresh, other.low, low);
+            self.second = select(fresh, other.second, second);
+            self.count = count;
         }
-        self.count = count;
     }
 
     /// Merges with the unit of the same plane whose position differs in the bit `distance`; both of them get the same bits.
-    fn exchange(&mut self, #[comptime] distance: u32, #[comptime] kind: Merge) {
-        let count = plane_shuffle_xor(self.count, distance);
+    fn exchange(&mut self, numbers: &Numbers, #[comptime] distance: u32, #[comptime] kind: Merge) {
+        let lower = UNIT_POS & distance == 0;
         let first = plane_shuffle_xor(self.first, distance);
         let second = plane_shuffle_xor(self.second, distance);
-        let lower = UNIT_POS & distance == 0;
-        let upper_part = Partial::<A, N> {
-            count: select(lower, count, self.count),
-            first: select(lower, first, self.first),
-            second: select(lower, second, self.second),
-        };
-        self.count = select(lower, self.count, count);
+        let mut upper_part = Partial::<A, N>::sums(
+            select(lower, first, self.first),
+            select(lower, second, self.second),
+        );
         self.first = select(lower, self.first, first);
         self.second = select(lower, self.second, second);
-        self.merge(upper_part, kind);
+        if comptime!(kind == Merge::Moments) {
+            let count = plane_shuffle_xor(self.count, distance);
+            let low = plane_shuffle_xor(self.low, distance);
+            upper_part.count = select(lower, count, self.count);
+            upper_part.low = select(lower, low, self.low);
+            self.count = select(lower, self.count, count);
+            self.low = select(lower, self.low, low);
+        }
+        self.merge(upper_part, numbers, kind);
     }
 }
 
@@ -94,6 +129,7 @@ impl<A: Float, N: Size> Partial<A, N> {
 #[cube]
 pub(crate) fn merge_lanes<A: Float, N: Size, P: Size>(
     part: Partial<A, N>,
+    numbers: &Numbers,
     #[comptime] kind: Merge,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, P> {
@@ -101,13 +137,14 @@ pub(crate) fn merge_lanes<A: Float, N: Size, P: Size>(
         Partial::<A, P> {
             count: part.count,
             first: Vector::cast_from(part.first),
+            low: Vector::cast_from(part.low),
             second: Vector::cast_from(part.second),
         }
     } else {
         let mut merged = lane::<A, N, P>(part, 0usize);
         #[unroll]
         for i in 1..N::value() {
-            merged.merge(lane::<A, N, P>(part, i), kind);
+            merged.merge(lane::<A, N, P>(part, i), numbers, kind);
         }
         merged
     }
@@ -121,6 +158,7 @@ fn lane<A: Float, N: Size, P: Size>(
     Partial::<A, P> {
         count: part.count,
         first: Vector::new(part.first.extract(index)),
+        low: Vector::new(part.low.extract(index)),
         second: Vector::new(part.second.extract(index)),
     }
 }
@@ -129,6 +167,7 @@ fn lane<A: Float, N: Size, P: Size>(
 #[cube]
 pub(crate) fn merge_units<A: Float, P: Size>(
     part: Partial<A, P>,
+    numbers: &Numbers,
     #[comptime] kind: Merge,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, P> {
@@ -139,12 +178,12 @@ pub(crate) fn merge_units<A: Float, P: Size>(
     }
     #[unroll]
     for step in 0..comptime!(shape.plane_steps()) {
-        part.exchange(comptime!((shape.units_c << step) as u32), kind);
+        part.exchange(numbers, comptime!((shape.units_c << step) as u32), kind);
     }
     if comptime!(shape.cube_steps() == 0) {
         part
     } else {
-        merge_planes::<A, P>(part, kind, shape)
+        merge_planes::<A, P>(part, numbers, kind, shape)
     }
 }
 
@@ -152,14 +191,20 @@ pub(crate) fn merge_units<A: Float, P: Size>(
 #[cube]
 fn merge_planes<A: Float, P: Size>(
     part: Partial<A, P>,
+    numbers: &Numbers,
     #[comptime] kind: Merge,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, P> {
     let results = comptime!(shape.units_c);
     // Units in a row that hold the same results.
     let merged = comptime!(results << shape.plane_steps());
-    let parts = comptime!(shape.units() >> shape.plane_steps());
-    let mut counts = Shared::<[A]>::new_slice(parts);
+    let parts = comptime!(shape.parts());
+    let moments = comptime!(match kind {
+        Merge::Moments => parts,
+        Merge::Sums => 1,
+    });
+    let mut counts = Shared::<[A]>::new_slice(moments);
+    let mut lows = Shared::<[Vector<A, P>]>::new_slice(moments);
     let mut firsts = Shared::<[Vector<A, P>]>::new_slice(parts);
     let mut seconds = Shared::<[Vector<A, P>]>::new_slice(parts);
 
@@ -167,9 +212,12 @@ fn merge_planes<A: Float, P: Size>(
     let result = unit % results;
     if unit % merged < results {
         let slot = unit / merged * results + result;
-        counts[slot] = part.count;
         firsts[slot] = part.first;
         seconds[slot] = part.second;
+        if comptime!(kind == Merge::Moments) {
+            counts[slot] = part.count;
+            lows[slot] = part.low;
+        }
     }
     sync_cube();
 
@@ -178,65 +226,109 @@ fn merge_planes<A: Float, P: Size>(
         let half = comptime!(parts >> (step + 1));
         if unit < half {
             let other = unit + half;
-            let mut low = Partial::<A, P> {
-                count: counts[unit],
-                first: firsts[unit],
-                second: seconds[unit],
-            };
-            low.merge(
-                Partial::<A, P> {
-                    count: counts[other],
-                    first: firsts[other],
-                    second: seconds[other],
-                },
-                kind,
-            );
-            counts[unit] = low.count;
-            firsts[unit] = low.first;
-            seconds[unit] = low.second;
+            let mut near = Partial::<A, P>::sums(firsts[unit], seconds[unit]);
+            let mut far = Partial::<A, P>::sums(firsts[other], seconds[other]);
+            if comptime!(kind == Merge::Moments) {
+                near.count = counts[unit];
+                near.low = lows[unit];
+                far.count = counts[other];
+                far.low = lows[other];
+            }
+            near.merge(far, numbers, kind);
+            firsts[unit] = near.first;
+            seconds[unit] = near.second;
+            if comptime!(kind == Merge::Moments) {
+                counts[unit] = near.count;
+                lows[unit] = near.low;
+            }
         }
         sync_cube();
     }
 
-    Partial::<A, P> {
-        count: counts[result],
-        first: firsts[result],
-        second: seconds[result],
+    let mut all = Partial::<A, P>::sums(firsts[result], seconds[result]);
+    if comptime!(kind == Merge::Moments) {
+        all.count = counts[result];
+        all.low = lows[result];
     }
+    all
 }
 
-/// Where the results of all splits wait for the finishing kernel: planes of `[splits][channels]` for count, first and second, then one row
-/// of the channels' shifts.
+/// Where the results of all splits wait for the kernel that follows: planes of `[splits][channels]` for first and second and, of moments,
+/// for low and the count.
 #[cube]
 pub(crate) fn store<A: Float, P: Size>(
     partials: &mut [Vector<A, P>],
     part: Partial<A, P>,
-    shift: Vector<A, P>,
-    channel: usize,
-    split: usize,
-    channels: usize,
-    splits: usize,
+    walk: &Walk,
+    geometry: &Geometry,
+    #[comptime] kind: Merge,
 ) {
-    let plane = splits * channels;
-    let index = split * channels + channel;
-    partials[index] = Vector::new(part.count);
-    partials[index + plane] = part.first;
-    partials[index + 2 * plane] = part.second;
-    if split == 0 {
-        partials[3 * plane + channel] = shift;
+    if walk.writes {
+        let plane = geometry.splits * geometry.channels;
+        let index = walk.split * geometry.channels + walk.channel;
+        partials[index] = part.first;
+        partials[index + plane] = part.second;
+        if comptime!(kind == Merge::Moments) {
+            partials[index + 2 * plane] = part.low;
+            partials[index + 3 * plane] = Vector::new(part.count);
+        }
     }
 }
 
-/// The stored results of the splits that this unit merges.
 #[cube]
-pub(crate) fn load<A: Float, P: Size>(
+fn load<A: Float, P: Size>(
     partials: &[Vector<A, P>],
     index: usize,
     plane: usize,
+    #[comptime] kind: Merge,
 ) -> Partial<A, P> {
-    Partial::<A, P> {
-        count: partials[index].extract(0usize),
-        first: partials[index + plane],
-        second: partials[index + 2 * plane],
+    let mut part = Partial::<A, P>::sums(partials[index], partials[index + plane]);
+    if comptime!(kind == Merge::Moments) {
+        part.low = partials[index + 2 * plane];
+        part.count = partials[index + 3 * plane].extract(0usize);
     }
+    part
+}
+
+/// The results of few splits, merged by every unit for itself.
+#[cube]
+pub(crate) fn merge_few<A: Float, P: Size>(
+    partials: &[Vector<A, P>],
+    splits: usize,
+    channel: usize,
+    channels: usize,
+    numbers: &Numbers,
+    #[comptime] kind: Merge,
+) -> Partial<A, P> {
+    let mut part = Partial::<A, P>::empty();
+    for split in 0..splits {
+        let other = load::<A, P>(
+            partials,
+            split * channels + channel,
+            splits * channels,
+            kind,
+        );
+        part.merge(other, numbers, kind);
+    }
+    part
+}
+
+/// The results of many splits, merged by the cube's units together: the tensor here is `[splits][channels]`, walked by columns.
+#[cube]
+pub(crate) fn merge_many<A: Float, P: Size>(
+    partials: &[Vector<A, P>],
+    geometry: &Geometry,
+    numbers: &Numbers,
+    #[comptime] kind: Merge,
+    #[comptime] shape: CubeShape,
+) -> Partial<A, P> {
+    let mut walk = Walk::new(geometry, false, shape);
+    let plane = geometry.len * geometry.channels;
+    let mut part = Partial::<A, P>::empty();
+    for _ in 0..walk.count {
+        let other = load::<A, P>(partials, walk.index, plane, kind);
+        part.merge(other, numbers, kind);
+        walk.advance(geometry, false, shape);
+    }
+    merge_units::<A, P>(part, numbers, kind, shape)
 }

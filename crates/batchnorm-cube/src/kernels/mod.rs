@@ -1,4 +1,5 @@
-//! The kernels. `walk.rs` tells which unit reads what, `merge.rs` how units' results become one; the others are the operations.
+//! The kernels. `walk.rs` says which unit reads what, `access.rs` how; `moments.rs`, `sums.rs` and `merge.rs` reduce, `element.rs` is what
+//! happens to a single vector, `forward.rs` and `backward.rs` put them together.
 
 pub(crate) mod access;
 pub(crate) mod backward;
@@ -6,5 +7,6 @@ pub(crate) mod element;
 pub(crate) mod forward;
 pub(crate) mod merge;
 pub(crate) mod moments;
+pub(crate) mod numbers;
 pub(crate) mod sums;
 pub(crate) mod walk;

@@ -1,74 +1,148 @@
 //! Mean and variance.
 //!
-//! A lane takes blocks of at most [`BLOCK`] values, sums `x - k` and its square, where `k` is the block's first value, and merges the block's
-//! mean and M2 into its own by Chan's formula: neither a long sum nor, beyond a block, a difference of large squares appears. Means are kept
-//! relative to one value of the channel, its first (the shift): with a mean of 1e4 and a deviation of 1 they keep all of their digits, and the
-//! mean of the channel is the sum of two floats. A constant channel has differences of 0 and gives exactly `beta`.
+//! A lane takes blocks of at most [`BLOCK`] values, sums `x - k` and its square, where `k` is the median of the block's first three values,
+//! and merges the block's mean and deviation into its own: neither a long sum nor, beyond a block, a difference of large squares appears.
+//! With a mean of 1e4 and a deviation of 1 all digits are kept; an outlier is no block's `k`, and costs the other values none either. A
+//! constant channel has differences of 0 and gives exactly `beta`.
+//!
+//! Squares of differences beyond 1e19 overflow in `f32`. A unit that finds its deviation infinite walks once more, with everything scaled
+//! down by a power of two.
 
 use cubecl::prelude::*;
 
 use super::access::read;
-use super::merge::{Partial, load, merge_lanes, merge_units, store};
+use super::merge::{Partial, merge_lanes, merge_units, store};
+use super::numbers::{Numbers, two_sum};
 use super::walk::{Geometry, Walk, at_most};
 use crate::blueprint::{CubeShape, Merge};
 
 /// Values of a lane between two merges.
 pub(crate) const BLOCK: usize = 64;
 
-/// The moments of a channel, or of a split of it.
-#[derive(CubeType)]
-pub(crate) struct Moments<A: Float, P: Size> {
-    /// Count, mean relative to the shift, M2.
-    pub part: Partial<A, P>,
-    /// The channel's first value.
-    pub shift: Vector<A, P>,
-}
-
 /// The moments of what the cube walks over.
 #[cube]
 pub(crate) fn reduce<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     x: &[Vector<E, M>],
     geometry: &Geometry,
+    numbers: &Numbers,
     #[comptime] shape: CubeShape,
-) -> Moments<A, P> {
-    let mut walk = Walk::new(geometry, shape);
+) -> Partial<A, P> {
+    let mut part = unit_moments::<E, A, M, N>(x, geometry, numbers, false, shape);
+    let most = Vector::<A, N>::new(numbers.most.get::<A>());
+    let mut sum = A::new(0.0);
+    #[unroll]
+    for i in 0..N::value() {
+        sum += part.second.extract(i);
+    }
+    let fits = sum <= numbers.most.get::<A>();
+    if !fits {
+        let scaled = unit_moments::<E, A, M, N>(x, geometry, numbers, true, shape);
+        let finite = part.second.less_equal(&most);
+        part.first = select_many(finite, part.first, scaled.first);
+        part.low = select_many(finite, part.low, scaled.low);
+        part.second = select_many(finite, part.second, scaled.second);
+    }
+    let lanes = merge_lanes::<A, N, P>(part, numbers, comptime!(Merge::Moments), shape);
+    merge_units::<A, P>(lanes, numbers, comptime!(Merge::Moments), shape)
+}
+
+/// The moments of what a unit walks over.
+#[cube]
+fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
+    x: &[Vector<E, M>],
+    geometry: &Geometry,
+    numbers: &Numbers,
+    #[comptime] scaled: bool,
+    #[comptime] shape: CubeShape,
+) -> Partial<A, N> {
+    let mut walk = Walk::new(geometry, false, shape);
     let zero = Vector::<A, N>::new(A::new(0.0));
-
-    let origin = read::<E, A, M, N>(x, walk.origin, shape);
-    let shift = if comptime!(shape.columns) {
-        Vector::<A, P>::cast_from(origin)
-    } else {
-        Vector::<A, P>::new(origin.extract(0usize))
-    };
-
     let mut part = Partial::<A, N>::empty();
     let mut left = walk.count;
     while left > 0 {
         let count = at_most(left, comptime!(BLOCK).runtime());
-        let pivot = read::<E, A, M, N>(x, walk.index, shape);
-        walk.advance(shape);
+        let mut pivot = read::<E, A, M, N>(x, walk.index, shape);
+        walk.advance(geometry, false, shape);
+        let mut done = 1usize;
         let mut sum = zero;
         let mut squares = zero;
-        for _ in 1..count {
-            let diff = read::<E, A, M, N>(x, walk.index, shape) - pivot;
+        if count > 2 {
+            let second = read::<E, A, M, N>(x, walk.index, shape);
+            walk.advance(geometry, false, shape);
+            let third = read::<E, A, M, N>(x, walk.index, shape);
+            walk.advance(geometry, false, shape);
+            let middle = median::<A, N>(pivot, second, third);
+            let a = difference::<A, N>(pivot, middle, numbers, scaled);
+            let b = difference::<A, N>(second, middle, numbers, scaled);
+            let c = difference::<A, N>(third, middle, numbers, scaled);
+            sum = a + b + c;
+            squares = a * a + b * b + c * c;
+            pivot = middle;
+            done = 3usize;
+        }
+        for _ in done..count {
+            let value = read::<E, A, M, N>(x, walk.index, shape);
+            let diff = difference::<A, N>(value, pivot, numbers, scaled);
             sum += diff;
             squares += diff * diff;
-            walk.advance(shape);
+            walk.advance(geometry, false, shape);
         }
         let n = A::cast_from(count);
         let mean = sum / Vector::new(n);
+        let rest = squares - sum * mean;
+        // Rounding can take it below 0 by a digit; NaN passes.
+        let rest = select_many(rest.less_than(&zero), zero, rest);
+        let deviation = (rest / Vector::new(n)).sqrt();
+        let (first, low) = two_sum::<A, N>(pivot, unscaled::<A, N>(mean, numbers, scaled), numbers);
         let block = Partial::<A, N> {
             count: n,
-            first: (pivot - Vector::cast_from(shift)) + mean,
-            second: squares - sum * mean,
+            first,
+            low,
+            second: unscaled::<A, N>(deviation, numbers, scaled),
         };
-        part.merge(block, comptime!(Merge::Moments));
+        part.merge(block, numbers, comptime!(Merge::Moments));
         left -= count;
     }
+    part
+}
 
-    let lanes = merge_lanes::<A, N, P>(part, comptime!(Merge::Moments), shape);
-    let part = merge_units::<A, P>(lanes, comptime!(Merge::Moments), shape);
-    Moments::<A, P> { part, shift }
+/// The one in the middle.
+#[cube]
+fn median<A: Float, N: Size>(a: Vector<A, N>, b: Vector<A, N>, c: Vector<A, N>) -> Vector<A, N> {
+    let ordered = a.less_than(&b);
+    let low = select_many(ordered, a, b);
+    let high = select_many(ordered, b, a);
+    let rest = select_many(c.less_than(&low), low, c);
+    select_many(high.less_than(&rest), high, rest)
+}
+
+/// `x - k`, scaled down if so wanted.
+#[cube]
+fn difference<A: Float, N: Size>(
+    value: Vector<A, N>,
+    pivot: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] scaled: bool,
+) -> Vector<A, N> {
+    if comptime!(scaled) {
+        let down = Vector::new(numbers.down.get::<A>());
+        value * down - pivot * down
+    } else {
+        value - pivot
+    }
+}
+
+#[cube]
+fn unscaled<A: Float, N: Size>(
+    value: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] scaled: bool,
+) -> Vector<A, N> {
+    if comptime!(scaled) {
+        value * Vector::new(numbers.up.get::<A>())
+    } else {
+        value
+    }
 }
 
 /// First of two stages: the moments of every split.
@@ -77,73 +151,30 @@ pub(crate) fn moments_partial<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     x: &[Vector<E, M>],
     partials: &mut [Vector<A, P>],
     geometry: &Geometry,
-    splits: usize,
+    numbers: &Numbers,
     #[comptime] shape: CubeShape,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
-    let moments = reduce::<E, A, M, N, P>(x, geometry, shape);
-    let walk = Walk::new(geometry, shape);
-    if walk.writes && walk.split < splits {
-        store::<A, P>(
-            partials,
-            moments.part,
-            moments.shift,
-            walk.channel,
-            walk.split,
-            geometry.channels,
-            splits,
-        );
-    }
+    let part = reduce::<E, A, M, N, P>(x, geometry, numbers, shape);
+    let walk = Walk::new(geometry, false, shape);
+    store::<A, P>(partials, part, &walk, geometry, comptime!(Merge::Moments));
 }
 
-/// Merges the splits' results: the tensor here is `[splits][channels]`, walked by columns.
-#[cube]
-pub(crate) fn merge_splits<A: Float, P: Size>(
-    partials: &[Vector<A, P>],
-    geometry: &Geometry,
-    #[comptime] kind: Merge,
-    #[comptime] shape: CubeShape,
-) -> Partial<A, P> {
-    let mut walk = Walk::new(geometry, shape);
-    let plane = geometry.outer * geometry.channels;
-    let mut part = Partial::<A, P>::empty();
-    for _ in 0..walk.count {
-        let split = load::<A, P>(partials, walk.index, plane);
-        part.merge(split, kind);
-        walk.advance(shape);
-    }
-    merge_units::<A, P>(part, kind, shape)
-}
-
-/// The two parts of the mean: a float and what rounding took from it.
-///
-/// `one` is 1 and known when the kernel is launched only: a compiler that reorders sums would otherwise turn the second part into 0.
-#[cube]
-pub(crate) fn two_floats<A: Float, P: Size>(
-    shift: Vector<A, P>,
-    relative: Vector<A, P>,
-    one: A,
-) -> (Vector<A, P>, Vector<A, P>) {
-    let high = (shift + relative) * Vector::new(one);
-    let low = relative - (high - shift);
-    (high, low)
-}
-
-/// Second of two stages: the moments of every channel.
+/// The moments of channels that a cube has to itself.
 #[cube(launch_unchecked)]
-pub(crate) fn moments_finish<A: Float, P: Size>(
-    partials: &[Vector<A, P>],
-    mean: &mut [Vector<A, P>],
-    m2: &mut [Vector<A, P>],
+pub(crate) fn moments_whole<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
+    x: &[Vector<E, M>],
+    center: &mut [Vector<A, P>],
     geometry: &Geometry,
+    numbers: &Numbers,
     #[comptime] shape: CubeShape,
-    #[define(A)] _dtype: ElemType,
+    #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
-    let part = merge_splits::<A, P>(partials, geometry, comptime!(Merge::Moments), shape);
-    let walk = Walk::new(geometry, shape);
+    let part = reduce::<E, A, M, N, P>(x, geometry, numbers, shape);
+    let walk = Walk::new(geometry, false, shape);
     if walk.writes {
-        let shift = partials[3 * geometry.outer * geometry.channels + walk.channel];
-        mean[walk.channel] = shift + part.first;
-        m2[walk.channel] = part.second;
+        center[walk.channel] = part.first;
+        center[walk.channel + geometry.channels] = part.low;
+        center[walk.channel + 2 * geometry.channels] = part.second * part.second;
     }
 }

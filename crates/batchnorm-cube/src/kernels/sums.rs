@@ -1,18 +1,17 @@
 //! The two sums that a backward needs: `sum g` and `sum g * (x - mean)`, where `g = dy * act'(v)`.
 //!
-//! A lane adds up blocks of at most [`BLOCK`] values and then the blocks, so that no long sum of floats appears. What
-//! does not depend on the sums is written in the same sweep: `g` itself, which is the gradient of the residual, and `g * scale`, which is the
-//! gradient of an input that was normalized with given statistics.
+//! A lane adds up blocks of at most [`BLOCK`] values and then the blocks, so that no long sum of floats appears. Where the statistics were
+//! given, no gradient waits for the sums: those of the input and of the residual are written in the same sweep.
 
 use cubecl::prelude::*;
 
 use super::access::{read, write};
-use super::element::{Affine, affine, centred, gradient};
-use super::merge::{Partial, merge_lanes, merge_units, store};
-use super::moments::{BLOCK, merge_splits};
+use super::element::{Affine, affine, centred, gradient, spread};
+use super::merge::{Partial, merge_lanes, merge_many, merge_units, store};
+use super::moments::BLOCK;
+use super::numbers::Numbers;
 use super::walk::{Geometry, Walk, at_most};
-use crate::activation::Numbers;
-use crate::blueprint::{CubeShape, EarlyGrad, Merge, SumsBlueprint};
+use crate::blueprint::{CubeShape, GradientBlueprint, Merge, Parameters};
 
 /// The sums of what the cube walks over.
 #[cube]
@@ -26,10 +25,11 @@ pub(crate) fn reduce_sums<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     affine: Affine<A, N>,
     geometry: &Geometry,
     numbers: &Numbers,
-    #[comptime] blueprint: SumsBlueprint,
+    #[comptime] blueprint: GradientBlueprint,
 ) -> Partial<A, P> {
-    let shape = comptime!(blueprint.element.shape);
-    let mut walk = Walk::new(geometry, shape);
+    let element = comptime!(blueprint.element);
+    let shape = comptime!(element.shape);
+    let mut walk = Walk::new(geometry, false, shape);
     let zero = Vector::<A, N>::new(A::new(0.0));
 
     let mut first = zero;
@@ -41,45 +41,31 @@ pub(crate) fn reduce_sums<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
         let mut product = zero;
         for _ in 0..count {
             let i = walk.index;
-            let diff = centred::<A, N>(
-                read::<E, A, M, N>(x, i, shape),
-                affine,
-                comptime!(blueprint.element),
-            );
-            let grad = gradient::<E, A, M, N>(
-                diff,
-                read::<E, A, M, N>(dy, i, shape),
-                affine,
-                residual,
-                i,
-                numbers,
-                comptime!(blueprint.element),
-            );
+            let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, element);
+            let upstream = read::<E, A, M, N>(dy, i, shape);
+            let grad =
+                gradient::<E, A, M, N>(diff, upstream, affine, residual, i, numbers, element);
             sum += grad;
             product += grad * diff;
-            if comptime!(blueprint.residual_grad) {
+            if comptime!(blueprint.early() && blueprint.residual) {
                 write::<E, A, M, N>(dresidual, i, grad, shape);
             }
-            if comptime!(blueprint.early == EarlyGrad::Scaled) {
+            if comptime!(blueprint.early() && blueprint.input) {
                 write::<E, A, M, N>(dx, i, grad * affine.scale, shape);
             }
-            walk.advance(shape);
+            walk.advance(geometry, false, shape);
         }
         first += sum;
         second += product;
         left -= count;
     }
 
-    let part = Partial::<A, N> {
-        count: A::new(0.0),
-        first,
-        second,
-    };
-    let lanes = merge_lanes::<A, N, P>(part, comptime!(Merge::Sums), shape);
-    merge_units::<A, P>(lanes, comptime!(Merge::Sums), shape)
+    let part = Partial::<A, N>::sums(first, second);
+    let lanes = merge_lanes::<A, N, P>(part, numbers, comptime!(Merge::Sums), shape);
+    merge_units::<A, P>(lanes, numbers, comptime!(Merge::Sums), shape)
 }
 
-/// First of two stages: the sums of every split.
+/// First of several stages: the sums of every split.
 #[cube(launch_unchecked)]
 pub(crate) fn sums_partial<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     x: &[Vector<E, M>],
@@ -88,60 +74,84 @@ pub(crate) fn sums_partial<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     dx: &mut [Vector<E, M>],
     dresidual: &mut [Vector<E, M>],
     center: &[Vector<A, P>],
-    scale: &[Vector<A, P>],
-    shift: &[Vector<A, P>],
+    variance: &[Vector<A, P>],
+    gamma: &[Vector<A, P>],
+    beta: &[Vector<A, P>],
     partials: &mut [Vector<A, P>],
     geometry: &Geometry,
     numbers: &Numbers,
-    splits: usize,
-    #[comptime] blueprint: SumsBlueprint,
+    #[comptime] blueprint: GradientBlueprint,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
-    let walk = Walk::new(geometry, comptime!(blueprint.element.shape));
-    let affine = affine::<A, N, P>(
+    let element = comptime!(blueprint.element);
+    let walk = Walk::new(geometry, false, comptime!(element.shape));
+    let affine = affine::<A, P>(
         center,
-        scale,
-        shift,
+        variance,
+        gamma,
+        beta,
         walk.channel,
         geometry.channels,
-        comptime!(blueprint.element),
+        numbers,
+        comptime!(element.parameters),
     );
+    let affine = spread::<A, P, N>(affine);
     let part = reduce_sums::<E, A, M, N, P>(
         x, dy, residual, dx, dresidual, affine, geometry, numbers, blueprint,
     );
-    if walk.writes && walk.split < splits {
-        store::<A, P>(
-            partials,
-            part,
-            Vector::new(A::new(0.0)),
-            walk.channel,
-            walk.split,
-            geometry.channels,
-            splits,
-        );
-    }
+    store::<A, P>(partials, part, &walk, geometry, comptime!(Merge::Sums));
 }
 
-/// Second of two stages: the sums of every channel. With `saved` the second one is of the normalized value instead of the centred one.
+/// The gradients of gamma and beta from the sums of the splits; with `prepare` also the rows of [`Parameters::Prepared`], which hold all that
+/// the input's gradient needs.
 #[cube(launch_unchecked)]
 pub(crate) fn sums_finish<A: Float, P: Size>(
     partials: &[Vector<A, P>],
     center: &[Vector<A, P>],
-    first: &mut [Vector<A, P>],
-    second: &mut [Vector<A, P>],
+    variance: &[Vector<A, P>],
+    gamma: &[Vector<A, P>],
+    beta: &[Vector<A, P>],
+    dgamma: &mut [Vector<A, P>],
+    dbeta: &mut [Vector<A, P>],
+    prepared: &mut [Vector<A, P>],
     geometry: &Geometry,
-    #[comptime] saved: bool,
+    numbers: &Numbers,
+    #[comptime] parameters: Parameters,
+    #[comptime] prepare: bool,
     #[comptime] shape: CubeShape,
     #[define(A)] _dtype: ElemType,
 ) {
-    let part = merge_splits::<A, P>(partials, geometry, comptime!(Merge::Sums), shape);
-    let walk = Walk::new(geometry, shape);
+    let sums = merge_many::<A, P>(partials, geometry, numbers, comptime!(Merge::Sums), shape);
+    let walk = Walk::new(geometry, false, shape);
     if walk.writes {
-        first[walk.channel] = part.first;
-        if comptime!(saved) {
-            second[walk.channel] = part.second * center[walk.channel + 2 * geometry.channels];
-        } else {
-            second[walk.channel] = part.second;
+        let channel = walk.channel;
+        let channels = geometry.channels;
+        let affine = affine::<A, P>(
+            center, variance, gamma, beta, channel, channels, numbers, parameters,
+        );
+        let gamma_grad = sums.second * affine.inv_std;
+        dgamma[channel] = gamma_grad;
+        dbeta[channel] = sums.first;
+        if comptime!(prepare) {
+            let (b, c) = batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, numbers);
+            prepared[channel] = affine.mean;
+            prepared[channel + channels] = affine.low;
+            prepared[channel + 2 * channels] = affine.scale;
+            prepared[channel + 3 * channels] = affine.shift;
+            prepared[channel + 4 * channels] = b;
+            prepared[channel + 5 * channels] = c;
         }
     }
+}
+
+/// What comes of the gradient through mean and variance: the factor of `x - mean`, and the constant; see `backward.rs`.
+#[cube]
+pub(crate) fn batch_terms<A: Float, P: Size>(
+    dgamma: Vector<A, P>,
+    dbeta: Vector<A, P>,
+    inv_std: Vector<A, P>,
+    numbers: &Numbers,
+) -> (Vector<A, P>, Vector<A, P>) {
+    let share = Vector::new(A::new(-1.0) * numbers.inverse_count.get::<A>());
+    (share * dgamma * inv_std, share * dbeta)
 }

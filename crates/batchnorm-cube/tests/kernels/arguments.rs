@@ -5,19 +5,25 @@ use batchnorm_cube::*;
 use crate::device::{client, client_without_f16, download, empty, upload};
 
 const F32: Element = Element::F32;
-const PROBLEM: Problem = Problem {
-    layout: Layout {
-        outer: 2,
-        channels: 3,
-        inner: 4,
-    },
-    element: F32,
-    strategy: Strategy::Auto,
-};
-const PARAMS: TrainParams = TrainParams {
+
+fn problem() -> Problem {
+    Problem::new(Layout::new(2, 3, 4), F32)
+}
+
+/// The numbers of a forward.
+#[derive(Clone, Copy)]
+struct Given {
+    epsilon: f64,
+    keep: f64,
+    add_variance: f64,
+    activation: Activation,
+}
+
+const GIVEN: Given = Given {
     epsilon: 1e-5,
-    factor: 0.1,
-    correction: 1.0,
+    keep: 0.9,
+    add_variance: 0.1,
+    activation: Activation::None,
 };
 
 /// A forward whose tensors have `len` elements and whose vectors have `channels`.
@@ -25,40 +31,54 @@ fn forward(
     problem: Problem,
     len: usize,
     channels: usize,
-    params: TrainParams,
-    activation: Activation,
+    given: Given,
 ) -> Option<Result<Launches, Error>> {
     let client = client()?;
     let [x, y] = [(); 2].map(|()| empty(&client, F32, len));
-    let [gamma, beta, variance] = [(); 3].map(|()| empty(&client, F32, channels));
-    let saved = empty(&client, F32, 3 * channels);
+    let [gamma, beta, old, new_mean, new_variance] =
+        [(); 5].map(|()| empty(&client, F32, channels));
+    let statistics = empty(&client, F32, 4 * channels);
     let affine = Affine {
-        scale: &gamma,
-        shift: &beta,
+        gamma: &gamma,
+        beta: &beta,
+    };
+    let running = Running {
+        mean: &old,
+        variance: &old,
+        new_mean: &new_mean,
+        new_variance: &new_variance,
+        keep: given.keep,
+        add_mean: 0.1,
+        add_variance: given.add_variance,
     };
     let epilogue = Epilogue {
-        activation,
+        activation: given.activation,
         residual: None,
     };
     let out = TrainOutputs {
         y: Target::To(&y),
-        mean: None,
-        variance: &variance,
-        saved: &saved,
+        statistics: &statistics,
     };
     Some(train(
-        &client, problem, &x, affine, None, params, epilogue, out,
+        &client,
+        problem,
+        &x,
+        affine,
+        Some(running),
+        given.epsilon,
+        epilogue,
+        out,
     ))
 }
 
 #[test]
 fn wrong_lengths_are_refused() {
-    let Some(result) = forward(PROBLEM, 24, 3, PARAMS, Activation::None) else {
+    let Some(result) = forward(problem(), 24, 3, GIVEN) else {
         return;
     };
     assert_eq!(result.unwrap().count(), 1);
 
-    let short = forward(PROBLEM, 23, 3, PARAMS, Activation::None).unwrap();
+    let short = forward(problem(), 23, 3, GIVEN).unwrap();
     assert_eq!(
         short,
         Err(Error::Length {
@@ -67,7 +87,7 @@ fn wrong_lengths_are_refused() {
             got: 92
         })
     );
-    let short = forward(PROBLEM, 24, 2, PARAMS, Activation::None).unwrap();
+    let short = forward(problem(), 24, 2, GIVEN).unwrap();
     assert_eq!(
         short,
         Err(Error::Length {
@@ -80,39 +100,46 @@ fn wrong_lengths_are_refused() {
 
 #[test]
 fn senseless_numbers_are_refused() {
+    let clamp = |min, max| Activation::Clamp { min, max };
     let cases = [
         (
             "epsilon",
-            TrainParams {
+            Given {
                 epsilon: -1.0,
-                ..PARAMS
+                ..GIVEN
             },
-            Activation::None,
         ),
         (
-            "factor",
-            TrainParams {
-                factor: f64::NAN,
-                ..PARAMS
+            "keep",
+            Given {
+                keep: f64::NAN,
+                ..GIVEN
             },
-            Activation::None,
         ),
         (
-            "correction",
-            TrainParams {
-                correction: f64::INFINITY,
-                ..PARAMS
+            "add_variance",
+            Given {
+                add_variance: f64::INFINITY,
+                ..GIVEN
             },
-            Activation::None,
         ),
         (
             "activation",
-            PARAMS,
-            Activation::Clamp { min: 1.0, max: 0.0 },
+            Given {
+                activation: clamp(1.0, 0.0),
+                ..GIVEN
+            },
+        ),
+        (
+            "activation",
+            Given {
+                activation: clamp(f64::NAN, 0.0),
+                ..GIVEN
+            },
         ),
     ];
-    for (expected, params, activation) in cases {
-        let Some(result) = forward(PROBLEM, 24, 3, params, activation) else {
+    for (expected, given) in cases {
+        let Some(result) = forward(problem(), 24, 3, given) else {
             return;
         };
         assert!(
@@ -124,26 +151,28 @@ fn senseless_numbers_are_refused() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let layout = Layout {
-        outer: 1 << 20,
-        channels: 1 << 10,
-        inner: 1 << 10,
-    };
-    let Some(result) = forward(Problem::new(layout, F32), 1, 1, PARAMS, Activation::None) else {
-        return;
-    };
-    assert!(matches!(result, Err(Error::TooLarge { .. })));
+    for (layout, expected) in [
+        (Layout::new(1 << 20, 1 << 10, 1 << 10), "too large"),
+        (Layout::new(usize::MAX, 2, 3), "too large"),
+        (Layout::new(2, 3, 4).with_pitch(11), "share memory"),
+        (
+            Layout::new(1, 1, 40_000_000),
+            "buffers of at most 134217728",
+        ),
+    ] {
+        let Some(result) = forward(Problem::new(layout, F32), 1, 1, GIVEN) else {
+            return;
+        };
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
     assert_eq!(
         Layout::from_shape(&[2, 3], 2),
         Err(Error::Axis { axis: 2, rank: 2 })
     );
     assert_eq!(
         Layout::from_shape(&[2, 3, 4, 5], 1),
-        Ok(Layout {
-            outer: 2,
-            channels: 3,
-            inner: 20
-        })
+        Ok(Layout::new(2, 3, 20))
     );
 }
 
@@ -159,9 +188,12 @@ fn types_that_the_device_lacks_are_named() {
             println!("skipped: {device} has {name}");
             continue;
         }
-        let problem = Problem { element, ..PROBLEM };
+        let problem = Problem {
+            element,
+            ..problem()
+        };
         let vector = empty(&client, F32, 3);
-        let error = moments(&client, problem, &vector, &vector, &vector).unwrap_err();
+        let error = moments(&client, problem, &vector, &vector).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -175,22 +207,11 @@ fn types_that_the_device_lacks_are_named() {
 fn empty_tensors_launch_nothing() {
     let Some(client) = client() else { return };
     for (outer, channels, inner) in [(0, 3, 4), (2, 0, 4), (2, 3, 0)] {
-        let layout = Layout {
-            outer,
-            channels,
-            inner,
-        };
-        let problem = Problem::new(layout, F32);
-        assert_eq!(
-            forward(problem, 1, 3, PARAMS, Activation::None)
-                .unwrap()
-                .unwrap()
-                .count(),
-            0
-        );
-        let vector = upload(&client, F32, &[1.0, 2.0, 3.0]);
-        let launches = moments(&client, problem, &vector, &vector, &vector).unwrap();
+        let problem = Problem::new(Layout::new(outer, channels, inner), F32);
+        assert_eq!(forward(problem, 1, 3, GIVEN).unwrap().unwrap().count(), 0);
+        let center = upload(&client, F32, &[1.0; 9]);
+        let launches = moments(&client, problem, &center, &center).unwrap();
         assert_eq!(launches.count(), 0);
-        assert_eq!(download(&client, F32, &vector), [1.0, 2.0, 3.0]);
+        assert_eq!(download(&client, F32, &center), [1.0; 9]);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use batchnorm_cube::Element;
+use batchnorm_cube::{Element, Layout};
 use cubecl::Device;
 use cubecl::features::Plane;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::wgpu::wgpu::hal::{Instance as _, api::Vulkan};
-use cubecl::wgpu::wgpu::{self, AdapterInfo, DeviceType, Features};
+use cubecl::wgpu::wgpu::{self, AdapterInfo, DeviceType, Features, Limits};
 use cubecl::wgpu::{RuntimeOptions, WgpuDeviceKind, WgpuSetup, init_device};
 use half::f16;
 
@@ -40,7 +40,7 @@ pub fn client_with_planes() -> Option<Client> {
     static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
     CLIENT
         .get_or_init(|| {
-            let client = altered(|info, _| info.device_type = DeviceType::Other)
+            let client = altered(|info, _, _| info.device_type = DeviceType::Other)
                 .filter(|client| client.properties().features.plane.contains(Plane::Ops));
             if client.is_none() {
                 eprintln!("skipped: the adapter has no subgroups");
@@ -52,11 +52,16 @@ pub fn client_with_planes() -> Option<Client> {
 
 /// The software adapter without f16, or none.
 pub fn client_without_f16() -> Option<Client> {
-    altered(|_, features| features.remove(Features::SHADER_F16))
+    altered(|_, features, _| features.remove(Features::SHADER_F16))
+}
+
+/// The software adapter with so many storage buffers of a kernel, or none.
+pub fn client_with_bindings(bindings: u32) -> Option<Client> {
+    altered(|_, _, limits| limits.max_storage_buffers_per_shader_stage = bindings)
 }
 
 /// The software adapter, with something changed of what it says about itself.
-fn altered(change: impl FnOnce(&mut AdapterInfo, &mut Features)) -> Option<Client> {
+fn altered(change: impl FnOnce(&mut AdapterInfo, &mut Features, &mut Limits)) -> Option<Client> {
     // Vulkan's loader does not like instances that come at the same time: CubeCL's first, then one of these after the other.
     client()?;
     static TURN: Mutex<()> = Mutex::new(());
@@ -74,7 +79,11 @@ fn altered(change: impl FnOnce(&mut AdapterInfo, &mut Features)) -> Option<Clien
         .find(|adapter| adapter.info.device_type == DeviceType::Cpu)?;
     exposed.features &=
         Features::SUBGROUP | Features::SHADER_F16 | Features::SHADER_F64 | Features::SHADER_INT64;
-    change(&mut exposed.info, &mut exposed.features);
+    change(
+        &mut exposed.info,
+        &mut exposed.features,
+        &mut exposed.capabilities.limits,
+    );
     // SAFETY: the adapter has been listed by this instance.
     let adapter = unsafe { instance.create_adapter_from_hal(exposed) };
     let descriptor = wgpu::DeviceDescriptor {
@@ -132,6 +141,42 @@ pub fn download(client: &Client, element: Element, handle: &Handle) -> Vec<f64> 
             .collect(),
         other => panic!("no test data of {other:?}"),
     }
+}
+
+/// A tensor with the values in their places; what lies between is NaN.
+pub fn upload_tensor(client: &Client, element: Element, layout: Layout, values: &[f64]) -> Handle {
+    let mut memory = vec![f64::NAN; layout.span()];
+    for (i, value) in values.iter().enumerate() {
+        memory[place(layout, i)] = *value;
+    }
+    upload(client, element, &memory)
+}
+
+/// An uninitialised tensor.
+pub fn empty_tensor(client: &Client, element: Element, layout: Layout) -> Handle {
+    empty(client, element, layout.span())
+}
+
+/// The values of a tensor; nothing may have been written between them.
+pub fn download_tensor(
+    client: &Client,
+    element: Element,
+    layout: Layout,
+    handle: &Handle,
+) -> Vec<f64> {
+    let mut memory = download(client, element, handle);
+    let values = (0..layout.len())
+        .map(|i| std::mem::replace(&mut memory[place(layout, i)], f64::NAN))
+        .collect();
+    assert!(memory.iter().all(|v| v.is_nan()), "{layout:?}: gaps");
+    values
+}
+
+fn place(layout: Layout, i: usize) -> usize {
+    let row = i / layout.inner;
+    row / layout.channels * layout.outer_stride
+        + row % layout.channels * layout.channel_stride
+        + i % layout.inner
 }
 
 /// What the type makes of the values.

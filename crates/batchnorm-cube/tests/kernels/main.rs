@@ -3,10 +3,14 @@
 mod arguments;
 mod case;
 mod device;
+mod extremes;
+mod long;
 mod numbers;
 mod planes;
 mod primitives;
 mod reference;
+mod strides;
+mod support;
 mod training;
 
 use batchnorm_cube::{Activation, Element, Layout, Problem, Strategy};
@@ -69,14 +73,15 @@ fn few_channels_are_split() {
         (40, 3, 1_024),
     ] {
         let launches = check_train(&client, Case::new(outer, channels, inner));
-        assert_eq!(launches, (3, 3), "{outer} x {channels} x {inner}");
+        assert_eq!(launches, (2, 2), "{outer} x {channels} x {inner}");
     }
 }
 
 #[test]
 fn one_channel_with_ten_million_values() {
     let Some(client) = client() else { return };
-    check_train(&client, Case::new(1, 1, 10_000_000));
+    let launches = check_train(&client, Case::new(1, 1, 10_000_000));
+    assert_eq!(launches, (3, 3));
 }
 
 /// More cubes than a grid has in one dimension, and more rows too.
@@ -158,16 +163,17 @@ fn other_types() {
     }
 }
 
-/// A channel that is one cube's takes one launch, split channels three.
+/// A channel that is one cube's takes one launch, one that a few share two, one that many share three.
 #[test]
 fn launches_are_counted() {
     let Some(client) = client() else { return };
     assert_eq!(check_train(&client, Case::new(4, 64, 49)), (1, 1));
     assert_eq!(check_train(&client, Case::new(256, 64, 1)), (1, 1));
-    assert_eq!(check_train(&client, Case::new(64, 1, 1024)), (3, 3));
+    assert_eq!(check_train(&client, Case::new(64, 1, 1024)), (2, 2));
+    assert_eq!(check_train(&client, Case::new(150_000, 8, 1)), (3, 3));
 }
 
-/// The suite's shapes move the bytes of 3 and 5 passes, in one launch or in three.
+/// The suite's shapes move the bytes of 3 and 5 passes, in however many launches.
 #[test]
 fn bytes_are_those_of_the_passes() {
     let Some(client) = client() else { return };

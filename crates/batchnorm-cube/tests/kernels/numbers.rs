@@ -9,40 +9,55 @@ const F32: Element = Element::F32;
 
 struct Forward {
     y: Vec<f64>,
+    mean: Vec<f64>,
     variance: Vec<f64>,
     running_mean: Vec<f64>,
     running_var: Vec<f64>,
 }
 
+/// What is done with an input.
+#[derive(Clone, Copy)]
+struct Step {
+    epsilon: f64,
+    /// The running statistics before.
+    running: f64,
+    keep: f64,
+    add: f64,
+}
+
+const STEP: Step = Step {
+    epsilon: 1e-5,
+    running: 1.0,
+    keep: 0.5,
+    add: 0.5,
+};
+
 /// A forward with gamma 2 and beta 0.25.
-fn forward(client: &Client, layout: Layout, x: &[f64], running: f64, factor: f64) -> Forward {
+fn forward(client: &Client, layout: Layout, x: &[f64], step: Step) -> Forward {
     let problem = Problem::new(layout, F32);
     let channels = layout.channels;
     let x = upload(client, F32, x);
-    let [gamma, beta, old] = [2.0, 0.25, running].map(|v| upload(client, F32, &vec![v; channels]));
+    let [gamma, beta, old] =
+        [2.0, 0.25, step.running].map(|v| upload(client, F32, &vec![v; channels]));
     let y = empty(client, F32, layout.len());
-    let [variance, new_mean, new_variance] = [(); 3].map(|()| empty(client, F32, channels));
-    let saved = empty(client, F32, 3 * channels);
+    let [new_mean, new_variance] = [(); 2].map(|()| empty(client, F32, channels));
+    let statistics = empty(client, F32, 4 * channels);
     let affine = Affine {
-        scale: &gamma,
-        shift: &beta,
+        gamma: &gamma,
+        beta: &beta,
     };
     let running = Running {
         mean: &old,
         variance: &old,
         new_mean: &new_mean,
         new_variance: &new_variance,
-    };
-    let params = TrainParams {
-        epsilon: 1e-5,
-        factor,
-        correction: 1.0,
+        keep: step.keep,
+        add_mean: step.add,
+        add_variance: step.add,
     };
     let out = TrainOutputs {
         y: Target::To(&y),
-        mean: None,
-        variance: &variance,
-        saved: &saved,
+        statistics: &statistics,
     };
     train(
         client,
@@ -50,44 +65,33 @@ fn forward(client: &Client, layout: Layout, x: &[f64], running: f64, factor: f64
         &x,
         affine,
         Some(running),
-        params,
+        step.epsilon,
         Epilogue::default(),
         out,
     )
     .unwrap();
-    let [y, variance, running_mean, running_var] =
-        [&y, &variance, &new_mean, &new_variance].map(|h| download(client, F32, h));
+    let [y, statistics, running_mean, running_var] =
+        [&y, &statistics, &new_mean, &new_variance].map(|h| download(client, F32, h));
     Forward {
         y,
-        variance,
+        mean: statistics[..channels].to_vec(),
+        variance: statistics[2 * channels..3 * channels].to_vec(),
         running_mean,
         running_var,
     }
 }
 
-/// One launch and three, by rows and by columns.
-const LAYOUTS: [Layout; 4] = [
-    Layout {
-        outer: 5,
-        channels: 6,
-        inner: 7,
-    },
-    Layout {
-        outer: 30,
-        channels: 8,
-        inner: 1,
-    },
-    Layout {
-        outer: 500,
-        channels: 3,
-        inner: 50,
-    },
-    Layout {
-        outer: 20_000,
-        channels: 3,
-        inner: 1,
-    },
-];
+/// One launch, two and three, by rows and by columns.
+fn layouts() -> [Layout; 6] {
+    [
+        Layout::new(5, 6, 7),
+        Layout::new(30, 8, 1),
+        Layout::new(500, 3, 50),
+        Layout::new(20_000, 3, 1),
+        Layout::new(600_000, 3, 1),
+        Layout::new(3, 2, 700_003),
+    ]
+}
 
 fn channel(layout: Layout, i: usize) -> usize {
     i / layout.inner % layout.channels
@@ -96,14 +100,16 @@ fn channel(layout: Layout, i: usize) -> usize {
 #[test]
 fn constant_channels_give_beta_exactly() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
+    for layout in layouts() {
         for value in [0.1, -12345.678, 1e30, 3e-39] {
-            let out = forward(&client, layout, &vec![value; layout.len()], 1.0, 0.5);
-            assert!(out.y.iter().all(|y| *y == 0.25), "{layout:?} of {value}");
-            assert!(
-                out.variance.iter().all(|v| *v == 0.0),
-                "{layout:?} of {value}"
-            );
+            // The smaller ones are 0 in f32, or flushed to it: 1 / sqrt(0) is infinite.
+            for epsilon in [1e-5, 1e-40, f64::MIN_POSITIVE, 0.0] {
+                let step = Step { epsilon, ..STEP };
+                let out = forward(&client, layout, &vec![value; layout.len()], step);
+                let what = || format!("{layout:?} of {value}, epsilon {epsilon}");
+                assert!(out.y.iter().all(|y| *y == 0.25), "{}", what());
+                assert!(out.variance.iter().all(|v| *v == 0.0), "{}", what());
+            }
         }
     }
 }
@@ -111,9 +117,19 @@ fn constant_channels_give_beta_exactly() {
 #[test]
 fn weights_of_zero_and_one_ignore_what_they_drop() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
+    for layout in layouts() {
         let x = Random(3).normal(layout.len(), 1.0, 1.0);
-        let replaced = forward(&client, layout, &x, f64::NAN, 1.0);
+        let replaced = forward(
+            &client,
+            layout,
+            &x,
+            Step {
+                running: f64::NAN,
+                keep: 0.0,
+                add: 1.0,
+                ..STEP
+            },
+        );
         assert!(
             replaced
                 .running_mean
@@ -124,7 +140,17 @@ fn weights_of_zero_and_one_ignore_what_they_drop() {
         assert_eq!(replaced.running_var, replaced.variance);
 
         let x = vec![f64::NAN; layout.len()];
-        let kept = forward(&client, layout, &x, 0.75, 0.0);
+        let kept = forward(
+            &client,
+            layout,
+            &x,
+            Step {
+                running: 0.75,
+                keep: 1.0,
+                add: 0.0,
+                ..STEP
+            },
+        );
         assert!(
             kept.running_mean
                 .iter()
@@ -137,55 +163,101 @@ fn weights_of_zero_and_one_ignore_what_they_drop() {
 #[test]
 fn nan_stays_in_its_channel() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
+    for layout in layouts() {
         let mut x = Random(5).normal(layout.len(), 1.0, 1.0);
         x[layout.inner] = f64::NAN; // the first value of channel 1
-        let out = forward(&client, layout, &x, 1.0, 0.5);
+        let out = forward(&client, layout, &x, STEP);
         for (i, y) in out.y.iter().enumerate() {
             assert_eq!(y.is_nan(), channel(layout, i) == 1, "{layout:?} at {i}");
         }
     }
 }
 
-/// A channel's first value may be far from all others: it costs digits in its own block only, not in all of them.
+/// A value may be far from all others, at the front of anything that a tensor is cut into: the channel, a split, a unit's walk, a block.
 #[test]
-fn an_outlier_in_front_costs_few_digits() {
+fn an_outlier_costs_no_digits() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
-        let mut x = Random(7).normal(layout.len(), 1.0, 1.0);
-        for c in 0..layout.channels {
-            x[c * layout.inner] = 1e4;
-        }
-        let exact: Vec<f64> = x.iter().map(|v| *v as f32 as f64).collect();
-        let expected = crate::reference::moments(layout, &exact);
-        let out = forward(&client, layout, &x, 1.0, 0.5);
-        for (got, (_, variance)) in out.variance.iter().zip(expected) {
-            let off = (got / variance - 1.0).abs();
-            assert!(off < 5e-5, "{layout:?}: {got} for {variance}");
+    for layout in [
+        Layout::new(5, 6, 7),
+        Layout::new(500, 3, 50),
+        Layout::new(20_000, 3, 1),
+        Layout::new(1, 1, 1 << 20),
+        Layout::new(1 << 18, 4, 1),
+    ] {
+        let n = layout.samples_per_channel();
+        let values = Random(7).normal(layout.len(), 5.0, 1.0);
+        let places = [
+            0,
+            1,
+            8,
+            31,
+            64,
+            512,
+            n / 8,
+            n / 4 + 64,
+            n / 2,
+            n - n / 8,
+            n - 1,
+        ];
+        for (place, outlier) in places.into_iter().zip([1e6, -1e6, 1e4].into_iter().cycle()) {
+            let place = place.min(n - 1);
+            let mut x = values.clone();
+            for c in 0..layout.channels {
+                let row = place / layout.inner * layout.channels + c;
+                x[row * layout.inner + place % layout.inner] = outlier;
+            }
+            let exact: Vec<f64> = x.iter().map(|v| *v as f32 as f64).collect();
+            let expected = crate::reference::moments(layout, &exact);
+            let out = forward(&client, layout, &x, STEP);
+            for (c, (mean, variance)) in expected.into_iter().enumerate() {
+                let what = || format!("{layout:?}, {outlier} at {place}");
+                let off = (out.variance[c] / variance - 1.0).abs();
+                assert!(off < 5e-5, "{}: variance off by {off:e}", what());
+                // Some ulps of the outlier's share, and of the mean.
+                let allowed = 1e-6 * (mean.abs() + outlier.abs() / n as f64);
+                let off = (out.mean[c] - mean).abs();
+                assert!(off < allowed, "{}: mean {} for {mean}", what(), out.mean[c]);
+            }
         }
     }
 }
 
-/// Squares overflow beyond a spread of about 1e18; up to there, magnitudes do not matter.
+/// Magnitudes do not matter, not even where squares overflow, in one channel or in all.
 #[test]
 fn large_magnitudes() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
+    for layout in layouts() {
         let small = Random(9).normal(layout.len(), 1.0, 1.0);
-        let large: Vec<f64> = small.iter().map(|v| v * 2f64.powi(55)).collect();
-        let [small, large] = [small, large].map(|x| forward(&client, layout, &x, 1.0, 0.5));
-        for (a, b) in small.y.iter().zip(&large.y) {
-            assert!((a - b).abs() < 1e-4, "{layout:?}: {a} and {b}");
+        for exponent in [55, 67, 110] {
+            for every in [true, false] {
+                let large: Vec<f64> = (0..layout.len())
+                    .map(|i| match every || channel(layout, i) == 1 {
+                        true => small[i] * 2f64.powi(exponent),
+                        false => small[i],
+                    })
+                    .collect();
+                let [small, large] = [&small, &large].map(|x| forward(&client, layout, x, STEP));
+                for (i, (a, b)) in small.y.iter().zip(&large.y).enumerate() {
+                    let off = (a - b).abs();
+                    assert!(off < 1e-4, "{layout:?}, 2^{exponent}, {i}: {a} and {b}");
+                }
+            }
         }
+    }
+    let x = [1e20, -1e20, 3e20, -3e20];
+    let out = forward(&client, Layout::new(4, 1, 1), &x, STEP);
+    let expected = [0.44721, -0.44721, 1.34164, -1.34164];
+    for (got, expected) in out.y.iter().zip(expected) {
+        assert!((got - (2.0 * expected + 0.25)).abs() < 1e-4, "{got}");
     }
 }
 
 #[test]
 fn results_are_the_same_every_time() {
     let Some(client) = client() else { return };
-    for layout in LAYOUTS {
+    for layout in layouts() {
         let x = Random(11).normal(layout.len(), 1.0, 1.0);
-        let [a, b] = [(); 2].map(|()| forward(&client, layout, &x, 1.0, 0.5));
+        let [a, b] = [(); 2].map(|()| forward(&client, layout, &x, STEP));
         assert_eq!((a.y, a.variance), (b.y, b.variance));
     }
 }

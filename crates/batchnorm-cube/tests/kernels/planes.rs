@@ -35,11 +35,7 @@ fn units_agree() {
     for client in [client(), client_with_planes()].into_iter().flatten() {
         for strategy in [Strategy::Gpu, Strategy::Software] {
             for (outer, channels, inner) in [(64, 3, 49), (40, 9, 3), (200, 24, 1), (3, 2, 1_001)] {
-                let layout = Layout {
-                    outer,
-                    channels,
-                    inner,
-                };
+                let layout = Layout::new(outer, channels, inner);
                 let problem = Problem {
                     strategy,
                     ..Problem::new(layout, F32)

@@ -1,64 +1,70 @@
-//! Normalization with given statistics, and the parts of training.
+//! Moments, normalization with given statistics, its gradients, and affine maps.
 
 use batchnorm_cube::*;
 use cubecl::prelude::*;
 
 use crate::case::close;
-use crate::device::{Random, client, download, empty, upload};
+use crate::device::{
+    Random, client, download, download_tensor, empty, empty_tensor, upload, upload_tensor,
+};
 use crate::reference;
 
 const F32: Element = Element::F32;
-const LAYOUTS: [(usize, usize, usize); 6] = [
-    (4, 6, 49),
-    (33, 12, 1),
-    (7, 3, 2),
-    (20_000, 2, 3),
-    (1, 1, 40_000),
-    (50_000, 3, 1),
-];
+const EPSILON: f64 = 1e-3;
 
-fn problem((outer, channels, inner): (usize, usize, usize)) -> Problem {
-    let layout = Layout {
-        outer,
-        channels,
-        inner,
-    };
-    Problem::new(layout, F32)
+fn layouts() -> [Layout; 9] {
+    [
+        Layout::new(4, 6, 49),
+        Layout::new(33, 12, 1),
+        Layout::new(7, 3, 2),
+        Layout::new(20_000, 2, 3),
+        Layout::new(1, 1, 40_000),
+        Layout::new(50_000, 3, 1),
+        Layout::new(500_000, 3, 1),
+        Layout::new(33, 12, 1).with_pitch(16),
+        Layout::new(5_000, 6, 4).with_pitch(26),
+    ]
 }
 
 #[test]
 fn normalize_and_its_gradients() {
     let Some(client) = client() else { return };
-    for (shape, activation) in LAYOUTS.into_iter().zip(
-        [Activation::None, Activation::LeakyRelu(0.2)]
-            .into_iter()
-            .cycle(),
-    ) {
-        for in_place in [false, true] {
-            let problem = problem(shape);
-            normalized(&client, problem, activation, in_place);
-            let strategy = Strategy::Gpu;
-            normalized(
-                &client,
-                Problem {
-                    strategy,
-                    ..problem
-                },
-                activation,
-                in_place,
-            );
+    let activations = [Activation::None, Activation::LeakyRelu(0.2)];
+    for (layout, activation) in layouts().into_iter().zip(activations.into_iter().cycle()) {
+        for strategy in [Strategy::Auto, Strategy::Gpu] {
+            for in_place in [false, true] {
+                for packed in [false, true] {
+                    let problem = Problem {
+                        strategy,
+                        ..Problem::new(layout, F32)
+                    };
+                    normalized(&client, problem, activation, in_place, packed);
+                }
+            }
         }
     }
 }
 
-fn normalized(client: &Client, problem: Problem, activation: Activation, in_place: bool) {
+fn normalized(
+    client: &Client,
+    problem: Problem,
+    activation: Activation,
+    in_place: bool,
+    packed: bool,
+) {
     let layout = problem.layout;
     let (len, channels) = (layout.len(), layout.channels);
     let mut random = Random(41);
     let [x, dy, residual] = [(); 3].map(|()| random.normal(len, 0.1, 1.0));
-    let [mean, scale, shift] = [(); 3].map(|()| random.normal(channels, 0.4, 0.3));
+    let [mean, gamma, beta] = [(); 3].map(|()| random.normal(channels, 0.4, 0.3));
+    let variance: Vec<f64> = gamma.iter().map(|g| 0.5 + g * g).collect();
+    let inv_std: Vec<f64> = variance
+        .iter()
+        .map(|v| 1.0 / (v + EPSILON).sqrt())
+        .collect();
+    let scale: Vec<f64> = gamma.iter().zip(&inv_std).map(|(g, s)| g * s).collect();
 
-    let (argument, centred) = reference::argument(layout, &x, &mean, &scale, &shift, &residual);
+    let (argument, centred) = reference::argument(layout, &x, &mean, &scale, &beta, &residual);
     let y: Vec<f64> = argument
         .iter()
         .map(|v| reference::act(activation, *v).0)
@@ -71,124 +77,122 @@ fn normalized(client: &Client, problem: Problem, activation: Activation, in_plac
     let dx: Vec<f64> = (0..len)
         .map(|i| g[i] * scale[reference::channel(layout, i)])
         .collect();
-    let (dshift, dscale) = reference::sums(layout, &g, &centred);
+    let xhat: Vec<f64> = (0..len)
+        .map(|i| centred[i] * inv_std[reference::channel(layout, i)])
+        .collect();
+    let (dbeta, dgamma) = reference::sums(layout, &g, &xhat);
 
-    let [x_in, x_over, dy_in, residual_in] =
-        [&x, &x, &dy, &residual].map(|v| upload(client, F32, v));
-    let [mean_in, scale_in, shift_in] = [&mean, &scale, &shift].map(|v| upload(client, F32, v));
-    let [y_out, dx_out, dresidual] = [(); 3].map(|()| empty(client, F32, len));
-    let [dscale_out, dshift_out] = [(); 2].map(|()| empty(client, F32, channels));
+    let tensor = |values: &[f64]| upload_tensor(client, F32, layout, values);
+    let (x_in, x_over, dy_in, residual_in) =
+        (tensor(&x), tensor(&x), tensor(&dy), tensor(&residual));
+    let low = vec![0.0; channels];
+    let packed_in = upload(client, F32, &[&mean[..], &low, &variance].concat());
+    let [mean_in, variance_in, gamma_in, beta_in] =
+        [&mean, &variance, &gamma, &beta].map(|v| upload(client, F32, v));
+    let [y_out, dx_out, dresidual] = [(); 3].map(|()| empty_tensor(client, F32, layout));
+    let [dgamma_out, dbeta_out] = [(); 2].map(|()| empty(client, F32, channels));
+    let center = match packed {
+        true => Center::Packed(&packed_in),
+        false => Center::Apart {
+            mean: &mean_in,
+            variance: &variance_in,
+        },
+    };
     let affine = Affine {
-        scale: &scale_in,
-        shift: &shift_in,
+        gamma: &gamma_in,
+        beta: &beta_in,
     };
     let epilogue = Epilogue {
         activation,
         residual: Some(&residual_in),
     };
+    let read = |handle| download_tensor(client, F32, layout, handle);
 
-    let target = if in_place {
-        Target::InPlace
-    } else {
-        Target::To(&y_out)
+    let (target, result) = match in_place {
+        true => (Target::InPlace, &x_over),
+        false => (Target::To(&y_out), &y_out),
     };
-    let launches = normalize(client, problem, &x_over, &mean_in, affine, epilogue, target).unwrap();
+    let launches = normalize(
+        client, problem, &x_over, center, affine, EPSILON, epilogue, target,
+    )
+    .unwrap();
     assert_eq!(launches.count(), 1);
-    close(
-        "y",
-        &download(client, F32, if in_place { &x_over } else { &y_out }),
-        &y,
-        1e-5,
-    );
+    close("y", &read(result), &y, 1e-5);
 
-    let target = if in_place {
-        Target::InPlace
-    } else {
-        Target::To(&dx_out)
+    let (target, result) = match in_place {
+        true => (Target::InPlace, &dy_in),
+        false => (Target::To(&dx_out), &dx_out),
     };
     let out = Gradients {
         input: Some(target),
-        scale: Some(&dscale_out),
-        shift: Some(&dshift_out),
+        gamma: Some(&dgamma_out),
+        beta: Some(&dbeta_out),
         residual: Some(&dresidual),
     };
-    let launches = normalize_backward(
-        client, problem, &x_in, &dy_in, affine, &mean_in, epilogue, out,
-    )
-    .unwrap();
-    assert!(launches.count() <= 2);
-    close(
-        "dx",
-        &download(client, F32, if in_place { &dy_in } else { &dx_out }),
-        &dx,
-        1e-4,
-    );
-    close("dresidual", &download(client, F32, &dresidual), &g, 1e-4);
-    close("dscale", &download(client, F32, &dscale_out), &dscale, 1e-4);
-    close("dshift", &download(client, F32, &dshift_out), &dshift, 1e-4);
+    let backward = |dy, out| {
+        normalize_backward(
+            client, problem, &x_in, dy, affine, center, EPSILON, epilogue, out,
+        )
+        .unwrap()
+    };
+    assert!(backward(&dy_in, out).count() <= 2);
+    close("dx", &read(result), &dx, 1e-4);
+    close("dresidual", &read(&dresidual), &g, 1e-4);
+    close("dgamma", &download(client, F32, &dgamma_out), &dgamma, 1e-4);
+    close("dbeta", &download(client, F32, &dbeta_out), &dbeta, 1e-4);
+
+    // Without the sums it is a single element-wise launch.
+    let alone = empty_tensor(client, F32, layout);
+    let out = Gradients {
+        input: Some(Target::To(&alone)),
+        ..Gradients::default()
+    };
+    assert_eq!(backward(&tensor(&dy), out).count(), 1);
+    close("dx alone", &read(&alone), &dx, 1e-4);
 }
 
 #[test]
-fn moments_sums_and_input_gradient() {
+fn moments_and_affine_maps() {
     let Some(client) = client() else { return };
-    for shape in LAYOUTS {
-        let problem = problem(shape);
-        let layout = problem.layout;
+    for layout in layouts() {
+        let problem = Problem::new(layout, F32);
         let (len, channels) = (layout.len(), layout.channels);
         let mut random = Random(43);
-        let [x, dy] = [(); 2].map(|()| random.normal(len, 0.7, 1.0));
-        let [center, a, b, c] = [(); 4].map(|()| random.normal(channels, 0.4, 0.3));
+        let x = random.normal(len, 1e4, 1.0);
+        let x: Vec<f64> = x.into_iter().map(|v| v as f32 as f64).collect();
+        let [scale, shift] = [(); 2].map(|()| random.normal(channels, 0.4, 0.3));
+        let x_in = upload_tensor(&client, F32, layout, &x);
+        let center = empty(&client, F32, 3 * channels);
 
-        let [x_in, dy_in] = [&x, &dy].map(|v| upload(&client, F32, v));
-        let [center_in, a_in, b_in, c_in] = [&center, &a, &b, &c].map(|v| upload(&client, F32, v));
-        let [mean, m2, sum, product] = [(); 4].map(|()| empty(&client, F32, channels));
-        let dx = empty(&client, F32, len);
+        let expected = reference::moments(layout, &x);
+        let launches = moments(&client, problem, &x_in, &center).unwrap();
+        assert!(launches.count() <= 2);
+        let rows = download(&client, F32, &center);
+        for (c, (mean, variance)) in expected.iter().enumerate() {
+            let got = rows[c] + rows[channels + c];
+            assert!((got - mean).abs() < 1e-5, "{layout:?}: {got} for {mean}");
+            let off = (rows[2 * channels + c] / variance - 1.0).abs();
+            assert!(off < 2e-5, "{layout:?}: variance off by {off:e}");
+        }
 
-        let n = layout.samples_per_channel() as f64;
-        let (means, m2s): (Vec<f64>, Vec<f64>) = reference::moments(layout, &x)
-            .into_iter()
-            .map(|(mean, v)| (mean, v * n))
-            .unzip();
-        moments(&client, problem, &x_in, &mean, &m2).unwrap();
-        close("mean", &download(&client, F32, &mean), &means, 1e-6);
-        close("m2", &download(&client, F32, &m2), &m2s, 2e-5);
-
-        let centred: Vec<f64> = (0..len)
-            .map(|i| x[i] - center[reference::channel(layout, i)])
-            .collect();
-        let (sums, products) = reference::sums(layout, &dy, &centred);
-        backward_sums(&client, problem, &x_in, &dy_in, &center_in, &sum, &product).unwrap();
-        close("sum", &download(&client, F32, &sum), &sums, 1e-4);
-        close(
-            "centred sum",
-            &download(&client, F32, &product),
-            &products,
-            1e-4,
-        );
-
-        let coefficients = Coefficients {
-            a: &a_in,
-            b: &b_in,
-            c: &c_in,
-        };
-        let launches = input_grad(
+        let mean = vec![1e4; channels];
+        let [mean_in, scale_in, shift_in] =
+            [&mean, &scale, &shift].map(|v| upload(&client, F32, v));
+        let y = empty_tensor(&client, F32, layout);
+        let launches = affine(
             &client,
             problem,
             &x_in,
-            &dy_in,
-            &center_in,
-            coefficients,
-            Target::To(&dx),
+            &mean_in,
+            &scale_in,
+            &shift_in,
+            Target::To(&y),
         )
         .unwrap();
         assert_eq!(launches.count(), 1);
-        let expected: Vec<f64> = (0..len)
-            .map(|i| {
-                let k = reference::channel(layout, i);
-                a[k] * dy[i] + b[k] * centred[i] + c[k]
-            })
-            .collect();
-        close("dx", &download(&client, F32, &dx), &expected, 1e-5);
+        let (expected, _) = reference::argument(layout, &x, &mean, &scale, &shift, &[]);
+        let got = download_tensor(&client, F32, layout, &y);
+        close("y", &got, &expected, 1e-5);
     }
 }
 
@@ -196,22 +200,19 @@ fn moments_sums_and_input_gradient() {
 #[test]
 fn wanted_gradients() {
     let Some(client) = client() else { return };
-    for shape in [(8, 6, 5), (20_000, 2, 3)] {
-        let problem = problem(shape);
-        let layout = problem.layout;
-        let (len, channels) = (layout.len(), layout.channels);
+    for (outer, channels, inner) in [(8, 6, 5), (20_000, 2, 3), (500_000, 3, 1)] {
+        let layout = Layout::new(outer, channels, inner);
+        let problem = Problem::new(layout, F32);
+        let len = layout.len();
         let mut random = Random(47);
         let [x, dy] = [(); 2].map(|()| upload(&client, F32, &random.normal(len, 0.0, 1.0)));
         let [gamma, beta] =
             [(); 2].map(|()| upload(&client, F32, &random.normal(channels, 1.0, 0.1)));
-        let saved = upload(
-            &client,
-            F32,
-            &[vec![0.0; 2 * channels], vec![1.0; channels]].concat(),
-        );
+        let rows = [vec![0.0; 2 * channels], vec![1.0; 2 * channels]].concat();
+        let statistics = upload(&client, F32, &rows);
         let affine = Affine {
-            scale: &gamma,
-            shift: &beta,
+            gamma: &gamma,
+            beta: &beta,
         };
         let backward = |out| {
             train_backward(
@@ -220,7 +221,7 @@ fn wanted_gradients() {
                 &x,
                 &dy,
                 affine,
-                &saved,
+                &statistics,
                 Epilogue::default(),
                 out,
             )
@@ -231,8 +232,8 @@ fn wanted_gradients() {
         let [dx, only] = [(); 2].map(|()| empty(&client, F32, len));
         let all = Gradients {
             input: Some(Target::To(&dx)),
-            scale: Some(&dgamma),
-            shift: Some(&dbeta),
+            gamma: Some(&dgamma),
+            beta: Some(&dbeta),
             residual: None,
         };
         backward(all);
@@ -244,12 +245,14 @@ fn wanted_gradients() {
 
         let only = empty(&client, F32, channels);
         let launches = backward(Gradients {
-            scale: Some(&only),
+            gamma: Some(&only),
             ..Gradients::default()
         });
-        assert_eq!(
-            download(&client, F32, &dgamma),
-            download(&client, F32, &only)
+        close(
+            "dgamma",
+            &download(&client, F32, &only),
+            &download(&client, F32, &dgamma),
+            1e-5,
         );
         assert!(launches.count() <= 2);
         assert_eq!(backward(Gradients::default()).count(), 0);

@@ -30,8 +30,8 @@ pub struct Training<'a> {
     pub y: Handle,
     /// The input's gradient.
     pub dx: Handle,
-    channels: [Handle; 10],
-    saved: Handle,
+    channels: [Handle; 8],
+    statistics: Handle,
 }
 
 impl<'a> Training<'a> {
@@ -47,48 +47,34 @@ impl<'a> Training<'a> {
             dy,
             y,
             dx,
-            channels: [(); 10].map(|()| client.create_from_slice(&ones)),
-            saved: client.empty(12 * channels),
+            channels: [(); 8].map(|()| client.create_from_slice(&ones)),
+            statistics: client.empty(16 * channels),
         }
     }
 
     /// Launches the forward.
     pub fn forward(&self) -> Launches {
-        let [
-            scale,
-            shift,
-            mean,
-            variance,
-            new_mean,
-            new_variance,
-            batch_mean,
-            batch_variance,
-            ..,
-        ] = &self.channels;
+        let [gamma, beta, mean, variance, new_mean, new_variance, ..] = &self.channels;
         let running = Running {
             mean,
             variance,
             new_mean,
             new_variance,
-        };
-        let params = TrainParams {
-            epsilon: 1e-5,
-            factor: 0.1,
-            correction: 1.0,
+            keep: 0.9,
+            add_mean: 0.1,
+            add_variance: 0.1,
         };
         let out = TrainOutputs {
             y: Target::To(&self.y),
-            mean: Some(batch_mean),
-            variance: batch_variance,
-            saved: &self.saved,
+            statistics: &self.statistics,
         };
         train(
             self.client,
             self.problem,
             self.x,
-            Affine { scale, shift },
+            Affine { gamma, beta },
             Some(running),
-            params,
+            1e-5,
             Epilogue::default(),
             out,
         )
@@ -97,11 +83,11 @@ impl<'a> Training<'a> {
 
     /// Launches the backward.
     pub fn backward(&self) -> Launches {
-        let [scale, shift, .., scale_grad, shift_grad] = &self.channels;
+        let [gamma, beta, .., gamma_grad, beta_grad] = &self.channels;
         let out = Gradients {
             input: Some(Target::To(&self.dx)),
-            scale: Some(scale_grad),
-            shift: Some(shift_grad),
+            gamma: Some(gamma_grad),
+            beta: Some(beta_grad),
             residual: None,
         };
         train_backward(
@@ -109,8 +95,8 @@ impl<'a> Training<'a> {
             self.problem,
             self.x,
             self.dy,
-            Affine { scale, shift },
-            &self.saved,
+            Affine { gamma, beta },
+            &self.statistics,
             Epilogue::default(),
             out,
         )
@@ -120,11 +106,11 @@ impl<'a> Training<'a> {
     /// The bytes that the forward and the backward move in theory.
     ///
     /// A forward reads x twice and writes y, a backward reads x and dy twice and writes dx: 3 and 5 passes over the tensor. The vectors of
-    /// one value per channel come on top, once each: gamma, beta, 4 of running statistics, mean, variance and the 3 that are saved; in the
-    /// backward those 3, gamma, beta and their gradients.
+    /// one value per channel come on top, once each: gamma, beta, 4 of running statistics and the 4 rows of the batch's; in the backward those
+    /// 4, gamma and its gradient and beta's.
     pub fn passes(&self) -> [u64; 2] {
         let Layout { channels, .. } = self.problem.layout;
         let len = self.problem.layout.len();
-        [3 * len + 11 * channels, 5 * len + 7 * channels].map(|values| 4 * values as u64)
+        [3 * len + 10 * channels, 5 * len + 7 * channels].map(|values| 4 * values as u64)
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct CubeShape {
     pub units: usize,
     /// Neighbouring units that exchange values without a barrier; a power of two, 1 where the device has no plane operations.
     pub plane: usize,
+    /// Whether a sweep that writes goes from the end to the beginning.
+    pub backwards: bool,
 }
 
 impl CubeShape {
@@ -151,6 +153,7 @@ mod tests {
             units_c,
             units,
             plane,
+            backwards: false,
         };
         (shape.plane_steps(), shape.cube_steps())
     }

@@ -89,7 +89,7 @@ pub(crate) fn check(properties: &DeviceProperties, problem: &Problem) -> Result<
     if layout.checked_span().is_none_or(|span| span > limit) {
         return Err(Error::TooLarge { limit, layout });
     }
-    if !layout.is_disjoint() {
+    if !layout.is_empty() && !layout.is_disjoint() {
         return Err(Error::Overlap { layout });
     }
     let stored = TypeUsage::Conversion | TypeUsage::Buffer;

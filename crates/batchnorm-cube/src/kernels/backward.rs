@@ -22,7 +22,7 @@ use super::sums::{batch_terms, reduce_sums};
 use super::walk::{Geometry, Walk};
 use crate::blueprint::{GradientBlueprint, Merge, Parameters, Source};
 
-/// The gradients of the input and of the residual of everything that a cube walks over, backwards.
+/// The gradients of the input and of the residual of everything that a cube walks over.
 ///
 /// `dx` may be `dy`: a unit reads an element before it writes it, and no other unit reads it.
 #[cube]
@@ -42,7 +42,8 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
 ) {
     let element = comptime!(blueprint.element);
     let shape = comptime!(element.shape);
-    let mut walk = Walk::new(geometry, true, shape);
+    let backwards = comptime!(shape.backwards);
+    let mut walk = Walk::new(geometry, backwards);
     for _ in 0..walk.count {
         let i = walk.index;
         let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, element);
@@ -56,7 +57,7 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
         } else if comptime!(blueprint.input) {
             write::<E, A, M, N>(dx, i, affine.scale * (grad + (b * diff + c)), shape);
         }
-        walk.advance(geometry, true, shape);
+        walk.advance(backwards, shape);
     }
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let element = comptime!(blueprint.element);
-    let walk = Walk::new(geometry, true, comptime!(element.shape));
+    let walk = Walk::new(geometry, comptime!(element.shape.backwards));
     let channel = walk.channel;
     let channels = geometry.channels;
     let affine = affine::<A, P>(

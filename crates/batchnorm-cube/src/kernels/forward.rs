@@ -56,7 +56,7 @@ fn weighted<A: Float, P: Size>(value: Vector<A, P>, weight: A) -> Vector<A, P> {
     select(weight == A::new(0.0), zero, value * Vector::new(weight))
 }
 
-/// The output of everything that a cube walks over, backwards.
+/// The output of everything that a cube walks over.
 ///
 /// `y` may be `x`: a unit reads an element before it writes it, and no other unit reads it.
 #[cube]
@@ -70,13 +70,14 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     #[comptime] blueprint: ElementBlueprint,
 ) {
     let shape = comptime!(blueprint.shape);
-    let mut walk = Walk::new(geometry, true, shape);
+    let backwards = comptime!(shape.backwards);
+    let mut walk = Walk::new(geometry, backwards);
     for _ in 0..walk.count {
         let i = walk.index;
         let value = read::<E, A, M, N>(x, i, shape);
         let value = output::<E, A, M, N>(value, affine, residual, i, numbers, blueprint);
         write::<E, A, M, N>(y, i, value, shape);
-        walk.advance(geometry, true, shape);
+        walk.advance(backwards, shape);
     }
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn normalize<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[comptime] blueprint: ElementBlueprint,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
-    let walk = Walk::new(geometry, true, comptime!(blueprint.shape));
+    let walk = Walk::new(geometry, comptime!(blueprint.shape.backwards));
     let affine = affine::<A, P>(
         center,
         variance,
@@ -128,7 +129,7 @@ pub(crate) fn finish<A: Float, P: Size>(
 ) {
     let kind = comptime!(Merge::Moments);
     let part = merge_many::<A, P>(partials, geometry, numbers, kind, shape);
-    let walk = Walk::new(geometry, false, shape);
+    let walk = Walk::new(geometry, false);
     if walk.writes {
         store_statistics::<A, P>(
             part,
@@ -167,7 +168,7 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let shape = comptime!(blueprint.element.shape);
-    let walk = Walk::new(geometry, true, shape);
+    let walk = Walk::new(geometry, comptime!(shape.backwards));
     let part = if comptime!(blueprint.source == Source::Tensor) {
         reduce::<E, A, M, N, P>(x, geometry, numbers, shape)
     } else {

@@ -322,13 +322,13 @@ pub(crate) fn merge_many<A: Float, P: Size>(
     #[comptime] kind: Merge,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, P> {
-    let mut walk = Walk::new(geometry, false, shape);
+    let mut walk = Walk::new(geometry, false);
     let plane = geometry.len * geometry.channels;
     let mut part = Partial::<A, P>::empty();
     for _ in 0..walk.count {
         let other = load::<A, P>(partials, walk.index, plane, kind);
         part.merge(other, numbers, kind);
-        walk.advance(geometry, false, shape);
+        walk.advance(false, shape);
     }
     merge_units::<A, P>(part, numbers, kind, shape)
 }

@@ -55,22 +55,22 @@ fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
     #[comptime] scaled: bool,
     #[comptime] shape: CubeShape,
 ) -> Partial<A, N> {
-    let mut walk = Walk::new(geometry, false, shape);
+    let mut walk = Walk::new(geometry, false);
     let zero = Vector::<A, N>::new(A::new(0.0));
     let mut part = Partial::<A, N>::empty();
     let mut left = walk.count;
     while left > 0 {
         let count = at_most(left, comptime!(BLOCK).runtime());
         let mut pivot = read::<E, A, M, N>(x, walk.index, shape);
-        walk.advance(geometry, false, shape);
+        walk.advance(false, shape);
         let mut done = 1usize;
         let mut sum = zero;
         let mut squares = zero;
         if count > 2 {
             let second = read::<E, A, M, N>(x, walk.index, shape);
-            walk.advance(geometry, false, shape);
+            walk.advance(false, shape);
             let third = read::<E, A, M, N>(x, walk.index, shape);
-            walk.advance(geometry, false, shape);
+            walk.advance(false, shape);
             let middle = median::<A, N>(pivot, second, third);
             let a = difference::<A, N>(pivot, middle, numbers, scaled);
             let b = difference::<A, N>(second, middle, numbers, scaled);
@@ -85,7 +85,7 @@ fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
             let diff = difference::<A, N>(value, pivot, numbers, scaled);
             sum += diff;
             squares += diff * diff;
-            walk.advance(geometry, false, shape);
+            walk.advance(false, shape);
         }
         let n = A::cast_from(count);
         let mean = sum / Vector::new(n);
@@ -156,7 +156,7 @@ pub(crate) fn moments_partial<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let part = reduce::<E, A, M, N, P>(x, geometry, numbers, shape);
-    let walk = Walk::new(geometry, false, shape);
+    let walk = Walk::new(geometry, false);
     store::<A, P>(partials, part, &walk, geometry, comptime!(Merge::Moments));
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn moments_whole<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let part = reduce::<E, A, M, N, P>(x, geometry, numbers, shape);
-    let walk = Walk::new(geometry, false, shape);
+    let walk = Walk::new(geometry, false);
     if walk.writes {
         center[walk.channel] = part.first;
         center[walk.channel + geometry.channels] = part.low;

@@ -29,7 +29,7 @@ pub(crate) fn reduce_sums<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
 ) -> Partial<A, P> {
     let element = comptime!(blueprint.element);
     let shape = comptime!(element.shape);
-    let mut walk = Walk::new(geometry, false, shape);
+    let mut walk = Walk::new(geometry, false);
     let zero = Vector::<A, N>::new(A::new(0.0));
 
     let mut first = zero;
@@ -53,7 +53,7 @@ pub(crate) fn reduce_sums<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
             if comptime!(blueprint.early() && blueprint.input) {
                 write::<E, A, M, N>(dx, i, grad * affine.scale, shape);
             }
-            walk.advance(geometry, false, shape);
+            walk.advance(false, shape);
         }
         first += sum;
         second += product;
@@ -84,7 +84,7 @@ pub(crate) fn sums_partial<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let element = comptime!(blueprint.element);
-    let walk = Walk::new(geometry, false, comptime!(element.shape));
+    let walk = Walk::new(geometry, false);
     let affine = affine::<A, P>(
         center,
         variance,
@@ -122,7 +122,7 @@ pub(crate) fn sums_finish<A: Float, P: Size>(
     #[define(A)] _dtype: ElemType,
 ) {
     let sums = merge_many::<A, P>(partials, geometry, numbers, comptime!(Merge::Sums), shape);
-    let walk = Walk::new(geometry, false, shape);
+    let walk = Walk::new(geometry, false);
     if walk.writes {
         let channel = walk.channel;
         let channels = geometry.channels;

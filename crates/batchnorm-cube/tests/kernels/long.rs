@@ -5,23 +5,66 @@
 use batchnorm_cube::*;
 use cubecl::prelude::*;
 
-use crate::case::{Case, check_train};
-use crate::device::{Random, client, download, empty, upload};
+use crate::device::{client, download, upload};
+use crate::reference::channel;
+use crate::training::Training;
+
+const F32: Element = Element::F32;
+
+/// Numbers between 0 and 2, in an order of their own for every `step`.
+fn values(len: usize, step: usize) -> Vec<f64> {
+    let value = |i: usize| (i * step % 10_007) as f32 / 5_000.0;
+    (0..len).map(|i| value(i).into()).collect()
+}
 
 #[test]
 fn training() {
     let Some(client) = client() else { return };
-    for (outer, channels) in [
-        (30_000, 100),
-        (41_943, 100),
-        (65_535, 100),
-        (40_000, 400),
-        (147_000, 64),
-        (147_000, 100),
+    for (outer, channels, inner) in [
+        (30_000, 100, 1),
+        (41_943, 100, 1),
+        (65_535, 100, 1),
+        (40_000, 400, 1),
+        (147_000, 64, 1),
+        (147_000, 100, 1),
+        (1, 1, 20_000_000),
     ] {
-        check_train(&client, Case::new(outer, channels, 1));
+        let layout = Layout::new(outer, channels, inner);
+        check_training(&client, Problem::new(layout, F32));
     }
-    check_train(&client, Case::new(1, 1, 20_000_000));
+}
+
+/// With a gamma and a beta of 1.
+fn check_training(client: &Client, problem: Problem) {
+    let layout = problem.layout;
+    let n = layout.samples_per_channel() as f64;
+    let [x, dy] = [7919, 6007].map(|step| values(layout.len(), step));
+    let [x_in, dy_in] = [&x, &dy].map(|values| upload(client, F32, values));
+    let step = Training::new(client, problem, &x_in, &dy_in);
+    step.forward();
+    step.backward();
+
+    // Sums of x, x^2, dy and dy * x.
+    let mut sums = vec![[0.0; 4]; layout.channels];
+    for (i, (x, dy)) in x.iter().zip(&dy).enumerate() {
+        let sums = &mut sums[channel(layout, i)];
+        for (sum, term) in sums.iter_mut().zip([*x, x * x, *dy, dy * x]) {
+            *sum += term;
+        }
+    }
+    let [y, dx] = [&step.y, &step.dx].map(|handle| download(client, F32, handle));
+    for i in 0..layout.len() {
+        let [x_sum, squares, dbeta, products] = sums[channel(layout, i)];
+        let mean = x_sum / n;
+        let inv_std = 1.0 / (squares / n - mean * mean + 1e-5).sqrt();
+        let dgamma = (products - dbeta * mean) * inv_std;
+        let xhat = (x[i] - mean) * inv_std;
+        let off = (y[i] - (xhat + 1.0)).abs();
+        assert!(off < 1e-5, "{layout:?}: y[{i}] is off by {off:e}");
+        let expected = inv_std * (dy[i] - dbeta / n - xhat * dgamma / n);
+        let off = (dx[i] - expected).abs();
+        assert!(off < 1e-4, "{layout:?}: dx[{i}] is off by {off:e}");
+    }
 }
 
 #[test]
@@ -32,7 +75,7 @@ fn normalization_and_its_gradients() {
         for strategy in [Strategy::Auto, Strategy::Gpu] {
             let problem = Problem {
                 strategy,
-                ..Problem::new(layout, Element::F32)
+                ..Problem::new(layout, F32)
             };
             check_normalize(&client, problem);
         }
@@ -41,14 +84,13 @@ fn normalization_and_its_gradients() {
 
 /// With a mean of 0.5, a variance of 4 and a gamma of 3.
 fn check_normalize(client: &Client, problem: Problem) {
-    let f32 = Element::F32;
     let Layout { channels, .. } = problem.layout;
-    let values = Random(61).normal(problem.layout.len(), 0.5, 1.0);
-    let x = upload(client, f32, &values);
-    let [y, dx] = [(); 2].map(|()| empty(client, f32, values.len()));
+    let values = values(problem.layout.len(), 7919);
+    let x = upload(client, F32, &values);
+    let [y, dx] = [(); 2].map(|()| client.empty(4 * values.len()));
     let [mean, variance, gamma, beta] =
-        [0.5, 4.0, 3.0, 0.25].map(|v| upload(client, f32, &vec![v; channels]));
-    let [dgamma, dbeta] = [(); 2].map(|()| empty(client, f32, channels));
+        [0.5, 4.0, 3.0, 0.25].map(|v| upload(client, F32, &vec![v; channels]));
+    let [dgamma, dbeta] = [(); 2].map(|()| client.empty(4 * channels));
     let center = Center::Apart {
         mean: &mean,
         variance: &variance,
@@ -60,7 +102,7 @@ fn check_normalize(client: &Client, problem: Problem) {
     let epilogue = Epilogue::default();
     let target = Target::To(&y);
     normalize(client, problem, &x, center, affine, 0.0, epilogue, target).unwrap();
-    for (i, (got, x)) in download(client, f32, &y).iter().zip(&values).enumerate() {
+    for (i, (got, x)) in download(client, F32, &y).iter().zip(&values).enumerate() {
         let expected = (x - 0.5) * 1.5 + 0.25;
         assert!((got - expected).abs() < 1e-5, "y[{i}]: {got}");
     }
@@ -73,16 +115,16 @@ fn check_normalize(client: &Client, problem: Problem) {
         residual: None,
     };
     normalize_backward(client, problem, &x, &x, affine, center, 0.0, epilogue, out).unwrap();
-    for (i, (got, x)) in download(client, f32, &dx).iter().zip(&values).enumerate() {
+    for (i, (got, x)) in download(client, F32, &dx).iter().zip(&values).enumerate() {
         assert!((got - 1.5 * x).abs() < 1e-5, "dx[{i}]: {got}");
     }
     let mut sums = vec![(0.0, 0.0); channels];
     for (i, x) in values.iter().enumerate() {
-        let sum = &mut sums[crate::reference::channel(problem.layout, i)];
+        let sum = &mut sums[channel(problem.layout, i)];
         sum.0 += x * (x - 0.5) / 2.0;
         sum.1 += x;
     }
-    let [dgamma, dbeta] = [dgamma, dbeta].map(|handle| download(client, f32, &handle));
+    let [dgamma, dbeta] = [dgamma, dbeta].map(|handle| download(client, F32, &handle));
     for c in 0..channels {
         let n = problem.layout.samples_per_channel() as f64;
         let off = |got: f64, expected: f64| (got - expected).abs() / n;

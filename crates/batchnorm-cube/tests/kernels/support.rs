@@ -127,13 +127,13 @@ fn types() {
 /// Training has a plan for the fewest bindings that WebGPU promises.
 #[test]
 fn what_is_supported_runs() {
-    for bindings in [7, 8, 9, 12] {
+    for bindings in [7, 11] {
         let Some(client) = client_with_bindings(bindings + 1) else {
             return;
         };
         let properties = client.properties();
         assert_eq!(properties.hardware.max_bindings, bindings);
-        for (outer, channels, inner) in [(4, 6, 5), (500, 3, 50), (600_000, 3, 1), (9, 16, 1)] {
+        for (outer, channels, inner) in [(4, 6, 5), (500, 3, 50), (140_000, 3, 1), (9, 16, 1)] {
             for residual in [false, true] {
                 let case = Case {
                     activation: Activation::Relu,

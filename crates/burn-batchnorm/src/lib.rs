@@ -40,7 +40,36 @@
 //! - [`BatchNormConfig`]: its options, with presets of the other frameworks' semantics
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
-//! - [`functional`]: the arithmetic without the state
+//! - [`functional`]: the arithmetic without the state, in two differentiable halves
+//!
+//! # The house
+//!
+//! Who calls whom, from the user down to the arithmetic. An option is one file in `options`, between
+//! `moments` and `normalize`, and one line of the layer.
+//!
+//! ```text
+//!  layer.rs        BatchNorm: checks, chooses the statistics, runs
+//!   |  module.rs   as a Burn module: what records, optimizers and forks see
+//!   |  config/     what it can be told           error.rs  what it refuses
+//!   |
+//!   +--> statistics/   one state, one lock
+//!   |      update.rs     keep * old + add * batch
+//!   |      worker.rs     clones, forks, and what they report
+//!   |      fields.rs     running_mean, running_var, num_batches_tracked: views of the state
+//!   |
+//!   +--> operands.rs <-- functional.rs     every check, then one operation
+//!          |  options/       tensor algebra between moments and normalize
+//!          v
+//!        ops/            train, moments, normalize, backward, affine
+//!          |  autodiff.rs    the nodes
+//!          |  composed.rs    the same in Burn's operations, on any backend
+//!          v
+//!        backends/       flex.rs, ndarray.rs -> host.rs -> batchnorm-cpu
+//!                        cube.rs ----------------------> batchnorm-cube
+//! ```
+//!
+//! (Before, the layer read and merged three statistics with a lock and a blend formula each,
+//! `functional` chose between two code paths, and a kernel could refuse what the layer had accepted.)
 
 #[cfg_attr(
     not(feature = "autodiff"),

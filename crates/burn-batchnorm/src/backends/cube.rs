@@ -294,7 +294,7 @@ fn in_one_order<const N: usize>(
     view: View,
 ) -> (CubeTensor, [Option<CubeTensor>; N]) {
     let same = |other: &CubeTensor| {
-        let strides = other.meta.strides().iter().zip(x.meta.strides());
+        let strides = other.meta.strides().iter().zip(x.meta.strides().iter());
         x.meta
             .shape()
             .iter()
@@ -346,7 +346,7 @@ fn over(
 
 /// A tensor of the same shape, type and memory order, with whatever its buffer held.
 fn like(tensor: &CubeTensor) -> CubeTensor {
-    let dims = tensor.meta.shape().iter().zip(tensor.meta.strides());
+    let dims = tensor.meta.shape().iter().zip(tensor.meta.strides().iter());
     let span = 1 + dims
         .map(|(size, stride)| (size - 1) * stride)
         .sum::<usize>();

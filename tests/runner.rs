@@ -104,7 +104,7 @@ fn wgpu_runs_the_fused_kernels() {
     let output = command.env("CUBECL_DEBUG_LOG", &log).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let log = std::fs::read_to_string(log).unwrap();
-    for kernel in ["TrainWhole", "SumsWhole"] {
+    for kernel in ["train::Train", "gradients::Gradients"] {
         assert!(log.contains(kernel), "no {kernel} in:\n{log}");
     }
 }

@@ -33,13 +33,15 @@
 use std::ops::Range;
 
 use crate::activation::{Activation, Epilogue};
-use crate::driver::{self, PerChannel};
-use crate::forward::{Normalized, applied, pieces};
+use crate::cut::PerChannel;
+use crate::driver;
+use crate::forward::{Normalized, pieces, set_applied};
 use crate::memory::{InOut, Output};
 use crate::simd::kernels::{GradientSums, Kernel, XGradient};
-use crate::simd::tasks::{Reduction, Sums};
+use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
-use crate::statistics::{self, Affine, Given, Statistics};
+use crate::simd::{Isa, Plain};
+use crate::statistics::{Affine, Given, Statistics};
 use crate::{Accum, Element, Error, Layout};
 
 /// The statistics that the forward pass normalized with.
@@ -136,218 +138,170 @@ pub(crate) struct Backward<'a, E: Element> {
     out: Gradients<'a, E>,
 }
 
-/// What remains to be done once the destinations are sorted out.
-struct Job<'a, E: Element> {
-    layout: Layout,
-    tile: Tile<'a, E>,
-    /// The parameters of the kernels: mean, scale, shift.
-    params: [Vec<E::Accum>; 3],
-    mean_lo: Option<&'a [E::Accum]>,
-    inv_std: &'a [E::Accum],
-    /// Whether x_grad has a part that goes through the statistics.
-    of_batch: bool,
-    gamma_grad: &'a mut [E::Accum],
-    beta_grad: &'a mut [E::Accum],
-}
-
 impl<E: Element> Backward<'_, E> {
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
+        let Epilogue {
+            residual,
+            activation,
+        } = self.epilogue;
+        let activated = activation != Activation::None;
+        if !activated && let Some(out) = self.out.residual.take() {
+            // g is dy, so this is a copy; before dy may be overwritten.
+            let ones = vec![E::Accum::from_f64(1.0); self.layout.channels()];
+            scaled(self.layout, self.y_grad.input_to(out), &ones);
+        }
+        let pieces = pieces(activation);
+        // Without x_grad, that of the residual, g, is the first output.
+        let x_grad = self.y_grad.has_output();
+        let both = x_grad && self.out.residual.is_some();
+        let of_batch = x_grad && matches!(self.saved, Saved::Batch(_));
+        let of_batch = E::Accum::from_f64(f64::from(u8::from(of_batch)));
+        let activation = pieces;
+        match (activated, residual.is_some(), both) {
+            (false, ..) => self.with(
+                GradientSums::<_, false, false>(pieces),
+                XGradient::<_, false, false, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, false, _) => self.with(
+                GradientSums::<_, true, false>(pieces),
+                XGradient::<_, true, false, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, true, false) => self.with(
+                GradientSums::<_, true, true>(pieces),
+                XGradient::<_, true, true, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, true, true) => self.with(
+                GradientSums::<_, true, true>(pieces),
+                XGradient::<_, true, true, true> {
+                    activation,
+                    of_batch,
+                },
+            ),
+        }
+    }
+
+    fn with<R: Kernel<E::Accum>, K: Kernel<E::Accum>>(self, sums: R, kernel: K) {
         let Self {
             layout,
             x,
             y_grad,
             saved,
             affine,
-            epilogue: Epilogue {
-                residual,
-                activation,
-            },
+            epilogue,
             out,
         } = self;
-        let pieces = pieces(activation);
-        let zeros = vec![E::Accum::default(); layout.channels()];
-        let ones = vec![E::Accum::from_f64(1.0); layout.channels()];
-        // -0 is what adding changes nothing of.
-        let nothing = vec![E::Accum::from_f64(-0.0); layout.channels()];
-        let scaled = |from: InOut<'_, E>, factor: &[E::Accum]| {
-            let params = [&zeros[..], factor, &nothing];
-            let epilogue = Epilogue::default();
-            Normalized {
-                layout,
-                x: from,
-                params,
-                epilogue,
-            }
-            .run();
-        };
-
-        let (mut residual_grad, activated) = (out.residual, activation != Activation::None);
-        if !activated && let Some(out) = residual_grad.take() {
-            // g is dy, so this is a copy; before dy may be overwritten.
-            scaled(y_grad.input_to(out), &ones);
-        }
-        let (mean, mean_lo, inv_std, of_batch) = match saved {
-            Saved::Batch(s) => (s.mean, Some(s.mean_lo), s.inv_std.to_vec(), true),
-            Saved::Given(given) => {
-                let [inv_std, ..] = applied(given, affine);
-                (given.mean, given.mean_lo, inv_std, false)
-            }
-        };
-        let scales = affine.gamma.iter().zip(&inv_std);
-        let scale: Vec<E::Accum> = scales.map(|(&g, &s)| statistics::scale(g, s)).collect();
-        let shift = match mean_lo {
-            None => affine.beta.to_vec(),
-            Some(low) => {
-                let shifts = affine.beta.iter().zip(low).zip(&scale);
-                shifts
-                    .map(|((&b, &low), &s)| statistics::shift(b, low, s))
-                    .collect()
-            }
-        };
         let [gamma_grad, beta_grad] = [out.gamma, out.beta].map(|g| g.unwrap_or_default());
         let parameters = !(gamma_grad.is_empty() && beta_grad.is_empty());
         let x_grad = y_grad.has_output();
+        let mut buffer = vec![E::Accum::default(); 7 * layout.channels()];
+        let mut rest = &mut buffer[..];
+        let [own_inv_std, mean, scale, shift, a, b, c] =
+            [(); 7].map(|()| rest.split_off_mut(..layout.channels()).expect("seven"));
+        let (mean_lo, inv_std, of_batch) = match saved {
+            Saved::Batch(statistics) => {
+                mean.copy_from_slice(statistics.mean);
+                (Some(statistics.mean_lo), statistics.inv_std, x_grad)
+            }
+            Saved::Given(given) => {
+                mean.copy_from_slice(given.mean);
+                Isa::current().run(Plain(|| given.set_inv_std(own_inv_std)));
+                (given.mean_lo, &*own_inv_std, false)
+            }
+        };
+        set_applied(affine, mean_lo, inv_std, [&mut *scale, &mut *shift]);
+        if x_grad {
+            a.copy_from_slice(scale);
+        } else {
+            a.fill(E::Accum::from_f64(1.0));
+        }
+        let activated = epilogue.activation != Activation::None;
         if !of_batch && !parameters && !activated {
             if x_grad {
-                scaled(y_grad, &scale);
+                scaled(layout, y_grad, scale);
             }
             return;
         }
 
+        let writes = x_grad || out.residual.is_some();
         let mut tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
-        if let Some(residual) = residual {
+        if let Some(residual) = epilogue.residual {
             tile = tile.read(residual);
         }
-        let both = x_grad && residual_grad.is_some();
-        let writes = x_grad || residual_grad.is_some();
-        if let Some(residual_grad) = residual_grad {
+        if let Some(residual_grad) = out.residual {
             tile = tile.write(residual_grad);
         }
-        let mut job = Job {
-            layout,
-            tile,
-            params: [mean.to_vec(), scale, shift],
-            mean_lo,
-            inv_std: &inv_std,
-            of_batch,
-            gamma_grad,
-            beta_grad,
-        };
-        let a = if x_grad { job.params[1].clone() } else { ones };
-        // The gradient of the residual alone is g.
-        job.of_batch &= x_grad;
-        let of_batch = E::Accum::from_f64(f64::from(u8::from(job.of_batch)));
-        let activation = pieces;
-        match (activated, residual.is_some(), both) {
-            (false, ..) => job.with(
-                GradientSums::<_, false, false>(pieces),
-                XGradient::<_, false, false, false> {
-                    activation,
-                    of_batch,
-                },
-                writes,
-                a,
-            ),
-            (true, false, _) => job.with(
-                GradientSums::<_, true, false>(pieces),
-                XGradient::<_, true, false, false> {
-                    activation,
-                    of_batch,
-                },
-                writes,
-                a,
-            ),
-            (true, true, false) => job.with(
-                GradientSums::<_, true, true>(pieces),
-                XGradient::<_, true, true, false> {
-                    activation,
-                    of_batch,
-                },
-                writes,
-                a,
-            ),
-            (true, true, true) => job.with(
-                GradientSums::<_, true, true>(pieces),
-                XGradient::<_, true, true, true> {
-                    activation,
-                    of_batch,
-                },
-                writes,
-                a,
-            ),
+        let arrays: PerChannel<'_, E::Accum> = [mean, scale, shift, a, b, c, gamma_grad, beta_grad];
+        let n = layout.samples_per_channel().max(1) as f64;
+        let finish =
+            |range: Range<usize>, pairs: [&[f64]; 2], arrays: &mut PerChannel<'_, E::Accum>| {
+                let mean_lo = mean_lo.map(|low| &low[range.clone()]);
+                gradients(n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
+            };
+        if !(of_batch || parameters) {
+            driver::apply(layout, tile, kernel, std::array::from_fn(|i| &*arrays[i]));
+        } else if writes {
+            driver::reduce_then_apply(layout, tile, (Sums(sums), kernel), arrays, finish);
+        } else {
+            driver::reduce(layout, tile, Sums(sums), arrays, finish);
         }
     }
 }
 
-impl<E: Element> Job<'_, E> {
-    fn with<R: Kernel<E::Accum>, K: Kernel<E::Accum>>(
-        self,
-        sums: R,
-        kernel: K,
-        writes: bool,
-        mut a: Vec<E::Accum>,
-    ) where
-        Sums<R>: Reduction<E>,
-    {
-        let Self {
-            layout,
-            tile,
-            params: [mut mean, mut scale, mut shift],
-            mean_lo,
-            inv_std,
-            of_batch,
-            gamma_grad,
-            beta_grad,
-        } = self;
-        let reduces = of_batch || !(gamma_grad.is_empty() && beta_grad.is_empty());
-        let n = layout.samples_per_channel().max(1) as f64;
-        let between = |range: Range<usize>,
-                       [sums, products]: [&[f64]; 2],
-                       arrays: &mut PerChannel<'_, E::Accum>| {
-            let [_, scale, _, _, b, c, gamma_grad, beta_grad] = arrays;
-            for (i, channel) in range.enumerate() {
-                let low = mean_lo.map_or(0.0, |low| low[channel].to_f64());
-                let s = inv_std[channel].to_f64();
-                // The kernel summed g * (x - mean) with the rounded mean.
-                let product = if low == 0.0 {
-                    products[i]
-                } else {
-                    products[i] - low * sums[i]
-                };
-                if let Some(gamma_grad) = gamma_grad.get_mut(i) {
-                    *gamma_grad = E::Accum::from_f64(product * s);
-                }
-                if let Some(beta_grad) = beta_grad.get_mut(i) {
-                    *beta_grad = E::Accum::from_f64(sums[i]);
-                }
-                if of_batch {
-                    let a = scale[i].to_f64();
-                    let slope = -(product / n * s) * s * a;
-                    b[i] = E::Accum::from_f64(slope);
-                    let through_low = if low == 0.0 { 0.0 } else { slope * low };
-                    c[i] = E::Accum::from_f64(-a * (sums[i] / n) - through_low);
-                }
-            }
+/// What follows from the two sums of channels: the gradients of gamma and beta, if wanted, and b and c.
+#[inline(always)]
+fn gradients<A: Accum>(
+    n: f64,
+    [sums, products]: [&[f64]; 2],
+    mean_lo: Option<&[A]>,
+    inv_std: &[A],
+    of_batch: bool,
+    [_, scale, _, _, b, c, gamma_grad, beta_grad]: &mut PerChannel<'_, A>,
+) {
+    for i in 0..inv_std.len() {
+        let low = mean_lo.map_or(0.0, |low| low[i].to_f64());
+        let s = inv_std[i].to_f64();
+        // The kernel summed g * (x - mean) with the rounded mean.
+        let product = if low == 0.0 {
+            products[i]
+        } else {
+            products[i] - low * sums[i]
         };
-        let zeros = || vec![E::Accum::default(); layout.channels()];
-        let (mut b, mut c) = (zeros(), zeros());
-        let mut arrays: PerChannel<'_, E::Accum> = [
-            &mut mean, &mut scale, &mut shift, &mut a, &mut b, &mut c, gamma_grad, beta_grad,
-        ];
-        if writes && reduces {
-            driver::reduce_then_apply(layout, tile, (Sums(sums), kernel), arrays, between);
-        } else if writes {
-            let params = std::array::from_fn(|i| &*arrays[i]);
-            driver::apply(layout, tile, kernel, params);
-        } else if reduces {
-            let params = std::array::from_fn(|i| &*arrays[i]);
-            let [sums, products] = driver::reduce(layout, tile, Sums(sums), params);
-            let all = 0..layout.channels();
-            between(
-                all.clone(),
-                [&sums[all.clone()], &products[all]],
-                &mut arrays,
-            );
+        if let Some(gamma_grad) = gamma_grad.get_mut(i) {
+            *gamma_grad = A::from_f64(product * s);
+        }
+        if let Some(beta_grad) = beta_grad.get_mut(i) {
+            *beta_grad = A::from_f64(sums[i]);
+        }
+        if of_batch {
+            let a = scale[i].to_f64();
+            let slope = -(product / n * s) * s * a;
+            let through_low = if low == 0.0 { 0.0 } else { slope * low };
+            b[i] = A::from_f64(slope);
+            c[i] = A::from_f64(-a * (sums[i] / n) - through_low);
         }
     }
+}
+
+/// Multiplies a tensor with a factor per channel.
+fn scaled<E: Element>(layout: Layout, tensor: InOut<'_, E>, factor: &[E::Accum]) {
+    // Adding -0 changes nothing, not even the sign of a zero.
+    let [zero, nothing] = [0.0, -0.0].map(|v| vec![E::Accum::from_f64(v); layout.channels()]);
+    let params = [&zero[..], factor, &nothing];
+    let epilogue = Epilogue::default();
+    Normalized {
+        layout,
+        x: tensor,
+        params,
+        epilogue,
+    }
+    .run();
 }

@@ -11,24 +11,14 @@
 
 use std::ops::Range;
 
-use crate::parallel::{self, PARTS_PER_THREAD, even, for_each, from_the_middle};
-use crate::simd::Isa;
+use crate::cut::{Part, PerChannel, cut, parts};
+use crate::parallel::{self, for_each, from_the_middle};
 use crate::simd::kernels::{Kernel, PARAMS};
 use crate::simd::tasks::{Apply, Reduce, Reduction, Scratch};
 use crate::simd::tile::Tile;
+use crate::simd::{Isa, Plain};
 use crate::tiling::{Direction, Tiling};
 use crate::{Element, Layout};
-
-/// How many arrays a call has per channel: the parameters of its kernels, and results.
-pub(crate) const ARRAYS: usize = PARAMS + 2;
-
-/// Arrays with a value per channel, of which the first are the parameters of the kernels. One that nobody wants is empty.
-pub(crate) type PerChannel<'a, A> = [&'a mut [A]; ARRAYS];
-
-/// Long runs of a single channel are cut at multiples of this many elements, whole cache lines of every type.
-const CUT: usize = 1024;
-/// Groups across channels from which on the channels are cut and not the rows, where each part would have to expand the parameters of all.
-const MANY_GROUPS: usize = 32;
 
 /// What the kernels of one call have in common.
 struct Call {
@@ -58,19 +48,20 @@ pub(crate) fn apply<E: Element, K: Kernel<E::Accum>>(
     params: [&[E::Accum]; PARAMS],
 ) {
     let call = Call::new::<E>(layout, K::INPUTS + K::OUTPUTS);
-    let parts = call.parts(tile, params);
+    let parts = parts(&call.tiling, call.threads, tile, params);
     call.apply_parts(parts.into_iter(), kernel);
 }
 
-/// A pair of numbers per channel.
+/// A reduction of all channels. `finish` takes the pairs of the channels of a range and sets their results.
 pub(crate) fn reduce<E: Element, R: Reduction<E>>(
     layout: Layout,
     tile: Tile<'_, E>,
     reduction: R,
-    params: [&[E::Accum]; 3],
-) -> [Vec<f64>; 2] {
+    mut arrays: PerChannel<'_, E::Accum>,
+    finish: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>) + Sync,
+) {
     let call = Call::new::<E>(layout, 2);
-    call.reduce_shared(&tile, reduction, params)
+    call.reduce_shared(&tile, reduction, &mut arrays, &finish);
 }
 
 /// A reduction, then a kernel that writes. `between` takes the pairs of the channels of a range and sets their parameters and results.
@@ -91,15 +82,9 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
     let channels = tiling.layout().channels();
     let group = tiling.group::<E>(*threads, tensors);
     if *threads > 1 && channels.div_ceil(group) < 2 * threads {
+        call.reduce_shared(&tile, reduction, &mut arrays, &between);
         let params = std::array::from_fn(|i| &*arrays[i]);
-        let [first, second] = call.reduce_shared(&tile, reduction, params);
-        between(
-            0..channels,
-            [&first[..channels], &second[..channels]],
-            &mut arrays,
-        );
-        let params = std::array::from_fn(|i| &*arrays[i]);
-        let parts = from_the_middle(call.parts(tile, params));
+        let parts = from_the_middle(parts(&call.tiling, call.threads, tile, params));
         return call.apply_parts(parts.into_iter(), kernel);
     }
     let starts = (0..channels).step_by(group);
@@ -112,7 +97,7 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
         rest = Some((right, others));
         (range, tile, arrays)
     });
-    let state = || (Scratch::new(), [Vec::new(), Vec::new()]);
+    let state = || (Scratch::new(), [(); 2].map(|()| Vec::new()));
     for_each(
         groups,
         *threads,
@@ -138,12 +123,7 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
                     out: [&mut first[slots.clone()], &mut second[slots]],
                 });
             }
-            merge::<E, R>(&mut tiling.counts(), [first, second], channels);
-            between(
-                range,
-                [&first[..channels], &second[..channels]],
-                &mut arrays,
-            );
+            call.finish::<E, R>([first, second], range, &mut arrays, &between);
             let grid = tile.grid();
             isa.run(Apply {
                 tile: tile.window(0..grid.rows, 0..grid.cols),
@@ -158,13 +138,38 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
 }
 
 impl Call {
-    /// A reduction whose partials all threads share. Only the first `channels` values of the results mean anything.
+    /// Merges the partials of the channels of a range, `[partial][channel]`, and hands the result on.
+    fn finish<E: Element, R: Reduction<E>>(
+        &self,
+        [first, second]: [&mut [f64]; 2],
+        range: Range<usize>,
+        arrays: &mut PerChannel<'_, E::Accum>,
+        then: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>),
+    ) {
+        let channels = range.len();
+        let mut counts = if self.tiling.partials() > 1 {
+            self.tiling.counts()
+        } else {
+            Vec::new()
+        };
+        self.isa.run(Plain(
+            #[inline(always)]
+            || {
+                merge::<E, R>(&mut counts, [&mut *first, &mut *second], channels);
+                then(range, [&first[..channels], &second[..channels]], arrays);
+            },
+        ));
+    }
+
+    /// A reduction whose partials all threads share.
     fn reduce_shared<E: Element, R: Reduction<E>>(
         &self,
         tile: &Tile<'_, E>,
         reduction: R,
-        params: [&[E::Accum]; 3],
-    ) -> [Vec<f64>; 2] {
+        arrays: &mut PerChannel<'_, E::Accum>,
+        then: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>),
+    ) {
+        let params: [&[E::Accum]; 3] = std::array::from_fn(|i| &*arrays[i]);
         let Self {
             tiling,
             isa,
@@ -205,56 +210,7 @@ impl Call {
                 },
             );
         }
-        merge::<E, R>(&mut tiling.counts(), [first, second], channels);
-        pairs
-    }
-
-    /// Cuts a tensor and its parameters for the threads.
-    fn parts<'a, E: Element>(
-        &self,
-        tile: Tile<'a, E>,
-        params: [&'a [E::Accum]; PARAMS],
-    ) -> Vec<Part<'a, E>> {
-        let Self {
-            tiling, threads, ..
-        } = self;
-        let (channels, inner) = (tiling.layout().channels(), tiling.inner());
-        let (rows, cols) = (tile.grid().rows, tile.grid().cols);
-        let parts = if *threads == 1 {
-            1
-        } else {
-            threads * PARTS_PER_THREAD
-        };
-        let by_channels = match tiling.direction() {
-            Direction::Along => rows < parts,
-            Direction::Across => {
-                let groups = channels.div_ceil(tiling.group::<E>(*threads, 2));
-                groups >= MANY_GROUPS && (inner > 1 || rows < parts)
-            }
-        };
-        let mut rest = (tile, params);
-        let mut result = Vec::with_capacity(parts);
-        if channels == 1 {
-            for len in even(cols, parts, CUT) {
-                let (part, tile) = rest.0.split_cols(len);
-                result.push((part, rest.1));
-                rest.0 = tile;
-            }
-        } else if by_channels || rows < 2 {
-            for len in even(channels, parts, 1) {
-                let (part, tile) = rest.0.split_cols(len * inner);
-                let cut = |p: &'a [E::Accum]| p.split_at(len.min(p.len()));
-                result.push((part, rest.1.map(|p| cut(p).0)));
-                rest = (tile, rest.1.map(|p| cut(p).1));
-            }
-        } else {
-            for len in even(rows, parts, 1) {
-                let (part, tile) = rest.0.split_rows(len);
-                result.push((part, rest.1));
-                rest.0 = tile;
-            }
-        }
-        result
+        self.finish::<E, R>([first, second], 0..channels, arrays, then);
     }
 
     fn apply_parts<'a, E: Element, K: Kernel<E::Accum>>(
@@ -297,25 +253,12 @@ impl Call {
     }
 }
 
-/// A part of a tensor, and the parameters of its channels.
-type Part<'a, E> = (Tile<'a, E>, [&'a [<E as Element>::Accum]; PARAMS]);
-
-/// Cuts all arrays at `at`; an empty one stays empty on both sides.
-fn cut<A>(arrays: PerChannel<'_, A>, at: usize) -> (PerChannel<'_, A>, PerChannel<'_, A>) {
-    let mut left: PerChannel<'_, A> = Default::default();
-    let mut right: PerChannel<'_, A> = Default::default();
-    for (i, array) in arrays.into_iter().enumerate() {
-        let at = at.min(array.len());
-        (left[i], right[i]) = array.split_at_mut(at);
-    }
-    (left, right)
-}
-
 /// Merges partials, `[partial][channel]`, pairwise into the first, in an order that follows from their number alone:
 ///
 /// ```text
 /// 0  1  2  3  4    ->    01  23  4    ->    0123  4    ->    01234
 /// ```
+#[inline(always)]
 fn merge<E: Element, R: Reduction<E>>(
     counts: &mut [f64],
     [first, second]: [&mut [f64]; 2],
@@ -325,14 +268,14 @@ fn merge<E: Element, R: Reduction<E>>(
     while step < counts.len() {
         for a in (0..counts.len() - step).step_by(2 * step) {
             let b = a + step;
+            let (first, first_b) = first[a * channels..].split_at_mut(step * channels);
+            let (second, second_b) = second[a * channels..].split_at_mut(step * channels);
+            let (first, first_b) = (&mut first[..channels], &first_b[..channels]);
+            let (second, second_b) = (&mut second[..channels], &second_b[..channels]);
+            let (n_a, n_b) = (counts[a], counts[b]);
             for c in 0..channels {
-                let (i, j) = (a * channels + c, b * channels + c);
-                [first[i], second[i]] = R::merge(
-                    counts[a],
-                    [first[i], second[i]],
-                    counts[b],
-                    [first[j], second[j]],
-                );
+                let (pair, pair_b) = ([first[c], second[c]], [first_b[c], second_b[c]]);
+                [first[c], second[c]] = R::merge(n_a, pair, n_b, pair_b);
             }
             counts[a] += counts[b];
         }

@@ -19,11 +19,13 @@
 use std::ops::Range;
 
 use crate::activation::{Activation, Epilogue, Pieces};
-use crate::driver::{self, PerChannel};
+use crate::cut::PerChannel;
+use crate::driver;
 use crate::memory::InOut;
 use crate::simd::kernels::{Kernel, Normalize};
 use crate::simd::moments::Moments;
 use crate::simd::tile::Tile;
+use crate::simd::{Isa, Plain};
 use crate::statistics::{self, Affine, Given, Statistics, check_epsilon};
 use crate::{Accum, Element, Error, Layout};
 
@@ -76,7 +78,22 @@ pub fn normalize<E: Element>(
     given.check(&layout)?;
     parameters.check(&layout)?;
     epilogue.check(&layout)?;
-    let [_, scale, shift] = &applied(given, parameters);
+    let channels = layout.channels();
+    let mut applied = vec![E::Accum::default(); 3 * channels];
+    let (inv_std, applied) = applied.split_at_mut(channels);
+    let (scale, shift) = applied.split_at_mut(channels);
+    Isa::current().run(Plain(
+        #[inline(always)]
+        || {
+            given.set_inv_std(inv_std);
+            set_applied(
+                parameters,
+                given.mean_lo,
+                inv_std,
+                [&mut *scale, &mut *shift],
+            );
+        },
+    ));
     (E::compiled().normalize)(Normalized {
         layout,
         x,
@@ -147,22 +164,23 @@ fn check_output<E: Element>(layout: &Layout, x: &InOut<'_, E>) -> Result<(), Err
     })
 }
 
-/// `inv_std`, scale and shift of given statistics.
-pub(crate) fn applied<A: Accum>(given: Given<'_, A>, affine: Affine<'_, A>) -> [Vec<A>; 3] {
-    let inv_std = |v: &A| statistics::inv_std(v.to_f64(), given.epsilon);
-    let inv_std: Vec<A> = given.variance.iter().map(inv_std).collect();
-    let scaled = affine.gamma.iter().zip(&inv_std);
-    let scale: Vec<A> = scaled.map(|(&g, &s)| statistics::scale(g, s)).collect();
-    let shift = match given.mean_lo {
-        None => affine.beta.to_vec(),
-        Some(low) => {
-            let shifted = affine.beta.iter().zip(low).zip(&scale);
-            shifted
-                .map(|((&b, &low), &s)| statistics::shift(b, low, s))
-                .collect()
+/// Sets the parameters of the kernels, scale and shift, for statistics with this `inv_std`.
+#[inline(always)]
+pub(crate) fn set_applied<A: Accum>(
+    affine: Affine<'_, A>,
+    mean_lo: Option<&[A]>,
+    inv_std: &[A],
+    [scale, shift]: [&mut [A]; 2],
+) {
+    for ((scale, &gamma), &inv_std) in scale.iter_mut().zip(affine.gamma).zip(inv_std) {
+        *scale = statistics::scale(gamma, inv_std);
+    }
+    shift.copy_from_slice(affine.beta);
+    if let Some(mean_lo) = mean_lo {
+        for ((shift, &low), &scale) in shift.iter_mut().zip(mean_lo).zip(&*scale) {
+            *shift = statistics::shift(*shift, low, scale);
         }
-    };
-    [inv_std, scale, shift]
+    }
 }
 
 /// A checked call of [`train`].
@@ -197,25 +215,12 @@ impl<E: Element> Train<'_, E> {
         let tile = Tile::new(&layout.flattened()).read_write(x);
         let tile = with_residual(tile, epilogue);
         let n = layout.samples_per_channel().max(1) as f64;
-        let between = |range: Range<usize>,
-                       [means, m2s]: [&[f64]; 2],
-                       arrays: &mut PerChannel<'_, E::Accum>| {
-            let [mean, scale, shift, mean_lo, variance, inv_std, ..] = arrays;
-            let (gamma, beta) = (&gamma[range.clone()], &beta[range]);
-            for c in 0..gamma.len() {
-                mean[c] = E::Accum::from_f64(means[c]);
-                mean_lo[c] = E::Accum::from_f64(means[c] - mean[c].to_f64());
-                variance[c] = E::Accum::from_f64(m2s[c] / n);
-                inv_std[c] = statistics::inv_std(m2s[c] / n, epsilon);
-                scale[c] = statistics::scale(gamma[c], inv_std[c]);
-                shift[c] = statistics::shift(beta[c], mean_lo[c], scale[c]);
-            }
-        };
-        let (mut scale, mut shift) = (gamma.to_vec(), beta.to_vec());
+        let mut applied = vec![E::Accum::default(); 2 * layout.channels()];
+        let (scale, shift) = applied.split_at_mut(layout.channels());
         let arrays = [
             out.mean,
-            &mut scale,
-            &mut shift,
+            scale,
+            shift,
             out.mean_lo,
             out.variance,
             out.inv_std,
@@ -223,7 +228,27 @@ impl<E: Element> Train<'_, E> {
             &mut [],
         ];
         let moments = Moments::next_to::<E::Accum>(epsilon);
-        driver::reduce_then_apply(layout, tile, (moments, kernel), arrays, between);
+        driver::reduce_then_apply(
+            layout,
+            tile,
+            (moments, kernel),
+            arrays,
+            #[inline(always)]
+            |range: Range<usize>, pairs, arrays: &mut PerChannel<'_, E::Accum>| {
+                let [mean, scale, shift, mean_lo, variance, inv_std, ..] = arrays;
+                let len = range.len();
+                let (gamma, beta) = (&gamma[range.clone()], &beta[range]);
+                let (scale, shift, inv_std) =
+                    (&mut scale[..len], &mut shift[..len], &mut inv_std[..len]);
+                rounded(n, pairs, [mean, mean_lo, variance]);
+                let (mean_lo, m2s) = (&mean_lo[..len], &pairs[1][..len]);
+                for c in 0..len {
+                    inv_std[c] = statistics::inv_std(m2s[c] / n, epsilon);
+                    scale[c] = statistics::scale(gamma[c], inv_std[c]);
+                    shift[c] = statistics::shift(beta[c], mean_lo[c], scale[c]);
+                }
+            },
+        );
     }
 }
 
@@ -266,14 +291,32 @@ impl<E: Element> MomentsOf<'_, E> {
         let tile = Tile::new(&self.layout.flattened()).read(self.x);
         // What underflows is nothing next to the smallest normal variance either.
         let moments = Moments::next_to::<E::Accum>(1.0);
-        let [means, m2s] = driver::reduce(self.layout, tile, moments, [&[]; 3]);
         let n = self.layout.samples_per_channel().max(1) as f64;
-        let [mean, mean_lo, variance] = self.out;
-        for c in 0..mean.len() {
-            mean[c] = E::Accum::from_f64(means[c]);
-            mean_lo[c] = E::Accum::from_f64(means[c] - mean[c].to_f64());
-            variance[c] = E::Accum::from_f64(m2s[c] / n);
-        }
+        let mut arrays = PerChannel::default();
+        [arrays[0], arrays[1], arrays[2]] = self.out;
+        driver::reduce(
+            self.layout,
+            tile,
+            moments,
+            arrays,
+            #[inline(always)]
+            |_, pairs, [mean, mean_lo, variance, ..]: &mut PerChannel<'_, E::Accum>| {
+                rounded(n, pairs, [mean, mean_lo, variance]);
+            },
+        );
+    }
+}
+
+/// The moments of channels in the type of the arithmetic: mean, what rounding takes from it, and variance.
+#[inline(always)]
+fn rounded<A: Accum>(n: f64, [means, m2s]: [&[f64]; 2], [mean, mean_lo, variance]: [&mut [A]; 3]) {
+    let len = mean.len();
+    let (means, m2s) = (&means[..len], &m2s[..len]);
+    let (mean_lo, variance) = (&mut mean_lo[..len], &mut variance[..len]);
+    for c in 0..len {
+        mean[c] = A::from_f64(means[c]);
+        mean_lo[c] = A::from_f64(means[c] - mean[c].to_f64());
+        variance[c] = A::from_f64(m2s[c] / n);
     }
 }
 

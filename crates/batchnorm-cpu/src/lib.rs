@@ -77,6 +77,7 @@ mod backward;
 mod blend;
 mod cache;
 mod compiled;
+mod cut;
 mod driver;
 mod element;
 mod error;

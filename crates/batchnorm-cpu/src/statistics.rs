@@ -85,6 +85,16 @@ impl<A> Given<'_, A> {
         layout.expect_channels("variance", self.variance.len())?;
         check_epsilon(self.epsilon)
     }
+
+    #[inline(always)]
+    pub(crate) fn set_inv_std(&self, out: &mut [A])
+    where
+        A: Accum,
+    {
+        for (out, variance) in out.iter_mut().zip(self.variance) {
+            *out = inv_std(variance.to_f64(), self.epsilon);
+        }
+    }
 }
 
 /// The learned parameters, `[channels]` each. Without an affine part pass ones and zeros.
@@ -115,6 +125,7 @@ pub(crate) fn check_epsilon(epsilon: f64) -> Result<(), Error> {
 }
 
 /// `1 / sqrt(variance + epsilon)`, computed in `f64`; at most the largest finite value, since a constant channel multiplies it with 0.
+#[inline(always)]
 pub(crate) fn inv_std<A: Accum>(variance: f64, epsilon: f64) -> A {
     let (inv_std, most) = (1.0 / (variance + epsilon).sqrt(), A::LARGEST.to_f64());
     // Not `min`, which would turn NaN into a number.
@@ -122,6 +133,7 @@ pub(crate) fn inv_std<A: Accum>(variance: f64, epsilon: f64) -> A {
 }
 
 /// `gamma * inv_std`, finite where both are.
+#[inline(always)]
 pub(crate) fn scale<A: Accum>(gamma: A, inv_std: A) -> A {
     let (product, most) = (gamma.to_f64() * inv_std.to_f64(), A::LARGEST.to_f64());
     if gamma.to_f64().is_finite() {
@@ -133,6 +145,7 @@ pub(crate) fn scale<A: Accum>(gamma: A, inv_std: A) -> A {
 
 /// `beta - mean_lo * scale`, so that `(x - mean) * scale + shift` is the output for the mean before it was rounded; exactly `beta` where nothing
 /// was lost, whatever the scale.
+#[inline(always)]
 pub(crate) fn shift<A: Accum>(beta: A, mean_lo: A, scale: A) -> A {
     if mean_lo == A::default() {
         return beta;

@@ -13,9 +13,12 @@
 //! many channels, so that the choice costs nothing. Every function below a task that has to do with registers is `#[inline(always)]`: only what
 //! is inlined into the dispatched function is compiled for its instruction set.
 
+// Registers are taken from arrays by index: an iterator's closure is not sure to be inlined, and is then compiled for another instruction set.
+#![allow(clippy::needless_range_loop)]
+
 use std::cell::Cell;
 
-use macerator::{Arch, WithSimd};
+use macerator::{Arch, Simd, WithSimd};
 
 pub(crate) mod columns;
 pub(crate) mod half;
@@ -89,9 +92,20 @@ impl Isa {
     }
 }
 
+/// Ordinary loops over values per channel, compiled for the instruction set so that the compiler can vectorize them.
+pub(crate) struct Plain<F>(pub F);
+
+impl<F: FnOnce()> WithSimd for Plain<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self) {
+        (self.0)();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use macerator::Simd;
 
     use super::*;
 

@@ -249,7 +249,7 @@ impl<'a, E: Element> Tile<'a, E> {
     ///
     /// # Safety
     ///
-    /// As for [`load`](Self::load). If `streaming`, `n` must be the lanes of a register and [`unaligned`](Self::unaligned) zero at `at`.
+    /// As for [`load`](Self::load). If `streaming` and `n` is the lanes of a register, [`unaligned`](Self::unaligned) must be zero at `at`.
     #[inline(always)]
     pub(super) unsafe fn store<S: Simd, K: Kernel<E::Accum>>(
         &mut self,

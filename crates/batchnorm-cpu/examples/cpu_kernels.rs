@@ -1,6 +1,9 @@
 //! Times the training kernels into warm memory and compares them with the bandwidth of copying.
 //!
-//! `cargo run --release --example cpu_kernels [-- FILTER] [--channels-last] [--half]`
+//! ```text
+//! cargo run --release --example cpu_kernels -- ['[SHAPE'] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue none|relu|add-relu]
+//!     [--ramp | --odd-channel] [--size MAGNITUDE]
+//! ```
 //!
 //! The floor of a pass is the time that a parallel copy takes to move the bytes that it must: x and y for the forward pass (2 tensors), x, dy and dx
 //! for the backward pass (3). Copy and kernels alternate, medians of all rounds are printed. `RAYON_NUM_THREADS` sets the number of threads.
@@ -8,10 +11,10 @@
 use std::time::{Duration, Instant};
 
 use batchnorm_cpu::{
-    Affine, BatchStatistics, Element, Epilogue, Gradients, Layout, Normalization, Saved,
-    Statistics, Stream, backward, normalize, train_forward,
+    Accum, Activation, Affine, Element, Epilogue, Given, Gradients, InOut, Layout, Saved,
+    Statistics, backward, normalize, train,
 };
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 const SHAPES: [&[usize]; 12] = [
@@ -28,6 +31,9 @@ const SHAPES: [&[usize]; 12] = [
     &[1, 64, 224, 224],
     &[4, 32, 16, 28, 28],
 ];
+
+/// How long a shape is measured.
+const DURATION: Duration = Duration::from_millis(1000);
 
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
@@ -47,30 +53,63 @@ fn copy<E: Element>(from: &[E], to: &mut [E]) {
     }
 }
 
-fn values<E: Element<Accum = f32>>(n: usize, seed: u32) -> Vec<E> {
+fn values<E: Element>(n: usize, seed: u32, value: impl Fn(usize, f64) -> f64) -> Vec<E> {
     let mut state = seed;
     (0..n)
-        .map(|_| {
+        .map(|i| {
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            E::from_accum((state >> 8) as f32 / (1 << 24) as f32 - 0.5)
+            let random = f64::from(state >> 8) / f64::from(1 << 24) - 0.5;
+            E::from_accum(E::Accum::from_f64(value(i, random)))
         })
         .collect()
 }
 
-fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
+/// Which values the tensors have, and what follows the normalization.
+#[derive(Clone, Copy)]
+struct Options {
+    /// Every row of the batch is brighter than the one before it.
+    ramp: bool,
+    /// One channel is.
+    odd_channel: bool,
+    /// Magnitudes.
+    size: f64,
+    activation: Activation,
+    residual: bool,
+}
+
+fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
     let (n, channels) = (layout.elements(), layout.channels());
-    let (x, dy) = (values::<E>(n, 1), values::<E>(n, 2));
-    let (mut y, mut dx) = (values::<E>(n, 3), values::<E>(n, 4));
-    let (gamma, beta) = (vec![1.0; channels], vec![0.0; channels]);
-    let [mut mean, mut variance, mut inv_std, mut dgamma, mut dbeta] =
-        std::array::from_fn(|_| vec![0.0; channels]);
+    let row = n / layout.outer();
+    let brightness = |i: usize| {
+        let odd = options.odd_channel && i / layout.inner() % channels == channels / 2;
+        if options.ramp || odd {
+            10.0 * (i / row) as f64
+        } else {
+            0.0
+        }
+    };
+    let x = values::<E>(n, 1, |i, v| v * options.size + brightness(i));
+    let dy = values::<E>(n, 2, |_, v| v * options.size);
+    let skip = options.residual.then(|| values::<E>(n, 5, |_, v| v));
+    let (mut y, mut dx) = (values::<E>(n, 3, |_, v| v), values::<E>(n, 4, |_, v| v));
+    let mut skip_grad = skip.clone();
+    let one = |value: f64| vec![E::Accum::from_f64(value); channels];
+    let (gamma, beta) = (one(1.0), one(0.0));
+    let affine = Affine {
+        gamma: &gamma,
+        beta: &beta,
+    };
+    let epilogue = Epilogue {
+        residual: skip.as_deref(),
+        activation: options.activation,
+    };
+    let mut saved = vec![E::Accum::from_f64(0.0); 4 * channels];
+    let [mut gamma_grad, mut beta_grad] = [one(0.0), one(0.0)];
     let [mut copies, mut forwards, mut backwards, mut inferences] = [const { Vec::new() }; 4];
     let started = Instant::now();
     // A short call is repeated within a measurement, because the clock itself takes some 30 nanoseconds.
     let repeat = (20_000 / n.max(1)).clamp(1, 100);
-    while copies.len() < 15
-        || (started.elapsed() < Duration::from_millis(1500) && copies.len() < 2000)
-    {
+    while copies.len() < 15 || (started.elapsed() < DURATION && copies.len() < 2000) {
         let time = |times: &mut Vec<Duration>, f: &mut dyn FnMut()| {
             let start = Instant::now();
             (0..repeat).for_each(|_| f());
@@ -78,57 +117,38 @@ fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
         };
         time(&mut copies, &mut || copy(&x, &mut y));
         time(&mut forwards, &mut || {
-            let out = BatchStatistics {
-                mean: &mut mean,
-                mean_low: None,
-                variance: &mut variance,
-                inv_std: &mut inv_std,
-            };
-            let affine = Affine {
-                gamma: &gamma,
-                beta: &beta,
-            };
-            train_forward(
-                layout,
-                Stream::new(&x, &mut y),
-                affine,
-                1e-5,
-                Epilogue::default(),
-                out,
-            )
-            .expect("valid");
+            let out = Statistics::split_mut(&mut saved, channels).expect("four vectors");
+            let x = InOut::new(&x, &mut y);
+            train(layout, x, affine, 1e-5, epilogue, out).expect("valid");
         });
         time(&mut backwards, &mut || {
-            let saved = Saved {
-                gamma: &gamma,
-                beta: &beta,
-                mean: &mean,
-                mean_low: None,
-                inv_std: &inv_std,
-                statistics: Statistics::OfBatch,
-            };
+            let statistics = Statistics::split(&saved, channels).expect("four vectors");
             let out = Gradients {
-                residual: None,
-                gamma: Some(&mut dgamma),
-                beta: Some(&mut dbeta),
+                residual: skip_grad.as_mut().map(Into::into),
+                gamma: Some(&mut gamma_grad),
+                beta: Some(&mut beta_grad),
             };
+            let dy = InOut::new(&dy, &mut dx);
             backward(
                 layout,
                 &x,
-                Stream::new(&dy, &mut dx),
-                saved,
-                Epilogue::default(),
+                dy,
+                Saved::Batch(statistics),
+                affine,
+                epilogue,
                 out,
             )
             .expect("valid");
         });
         time(&mut inferences, &mut || {
-            let params = Normalization {
-                mean: &mean,
-                scale: &gamma,
-                shift: &beta,
+            let statistics = Statistics::split(&saved, channels).expect("four vectors");
+            let given = Given {
+                mean: statistics.mean,
+                mean_lo: None,
+                variance: statistics.variance,
+                epsilon: 1e-5,
             };
-            normalize(layout, Stream::new(&x, &mut y), params, Epilogue::default()).expect("valid");
+            normalize(layout, InOut::new(&x, &mut y), given, affine, epilogue).expect("valid");
         });
     }
     let (copy, forward, backward) = (median(copies), median(forwards), median(backwards));
@@ -146,7 +166,23 @@ fn bench<E: Element<Accum = f32>>(name: &str, layout: Layout) {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let flag = |name: &str| args.iter().any(|a| a == name);
-    let filter = args.iter().find(|a| !a.starts_with("--"));
+    let after = |name: &str| {
+        let at = args.iter().position(|a| a == name)?;
+        args.get(at + 1).cloned()
+    };
+    let filter = args.iter().find(|a| a.starts_with('['));
+    let epilogue = after("--epilogue").unwrap_or_default();
+    let options = Options {
+        ramp: flag("--ramp"),
+        odd_channel: flag("--odd-channel"),
+        size: after("--size").map_or(1.0, |s| s.parse().expect("a number")),
+        activation: if epilogue.ends_with("relu") {
+            Activation::Relu
+        } else {
+            Activation::None
+        },
+        residual: epilogue == "add-relu",
+    };
     println!(
         "{} threads; medians in ms; x = multiple of the floor",
         rayon::current_num_threads()
@@ -177,9 +213,12 @@ fn main() {
             continue;
         }
         let layout = Layout::from_shape(&shape, axis).expect("valid");
-        match flag("--half") {
-            true => bench::<bf16>(&name, layout),
-            false => bench::<f32>(&name, layout),
-        }
+        let run = match after("--dtype").as_deref() {
+            Some("f64") => bench::<f64>,
+            Some("f16") => bench::<f16>,
+            Some("bf16") => bench::<bf16>,
+            _ => bench::<f32>,
+        };
+        run(&name, layout, options);
     }
 }

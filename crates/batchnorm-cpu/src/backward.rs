@@ -6,7 +6,7 @@
 //! **Parameters.** From `z = xh * gamma + beta` with `xh = (x - mean) * s`:
 //!
 //! ```text
-//! dbeta = sum(g)        dgamma = sum(g * xh) = s * sum(g * (x - mean))
+//! beta_grad = sum(g)        gamma_grad = sum(g * xh) = s * sum(g * (x - mean))
 //! ```
 //!
 //! **Input.** The mean and the variance of the batch depend on every x of the channel. With n values, `d mean / dx = 1/n` and, because the
@@ -14,88 +14,46 @@
 //!
 //! ```text
 //! d xh_j / dx_i = s * ([i = j] - 1/n - xh_i * xh_j / n)
-//! dx_i = gamma * s * (g_i - sum(g) / n - xh_i * sum(g * xh) / n)
-//!      = a * g_i + b * (x_i - mean) + c      a = gamma * s,  b = -a * s^2 * sum(g * (x - mean)) / n,  c = -a * sum(g) / n
+//! x_grad_i = gamma * s * (g_i - sum(g) / n - xh_i * sum(g * xh) / n)
+//!          = a * g_i + b * (x_i - mean) + c    a = gamma * s,  b = -a * s^2 * sum(g * (x - mean)) / n,  c = -a * sum(g) / n
 //! ```
 //!
-//! For inference the statistics are constants, and `b = c = 0`.
+//! Given statistics are constants: `x_grad = a * g`, and the terms in b and c are not computed, not even as zeros.
 //!
-//! So there are two reductions per channel, and then one sweep. **Passes over memory:** x and dy are read once and dx is written once (3 passes)
-//! where a unit of channels fits the second-level cache, otherwise x and dy are read twice (5). Worked example: x `[1, 3]`, dy `[1, 0]`,
-//! gamma 1, epsilon 0: mean 2, s 1, sums 1 and -1, so a = 1, b = 1/2, c = -1/2 and dx = `[1 - 1/2 - 1/2, 0 + 1/2 - 1/2] = [0, 0]`, as it must
-//! be: two values are normalized to -1 and 1 whatever they are.
+//! **Passes over memory.** With statistics of the batch there are two reductions per channel, and then x_grad: x and dy are read once and x_grad
+//! is written once (3 passes) where a group of channels fits the second-level cache, otherwise x and dy are read twice (5). With given ones
+//! x_grad alone is 2 passes (3 with an activation). What nobody wants is not computed.
 //!
-//! In `f32`, `s^2` is zero for a spread beyond 1e22 and loses digits from 1e19 on: dx, itself smaller than 1e-19, then lacks the part in `b`.
+//! Worked example: x `[1, 3]`, dy `[1, 0]`, gamma 1, epsilon next to 0: mean 2, s 1, sums 1 and -1, so a = 1, b = 1/2, c = -1/2 and x_grad =
+//! `[1 - 1/2 - 1/2, 0 + 1/2 - 1/2] = [0, 0]`, as it must be: two values are normalized to -1 and 1 whatever they are.
+//!
+//! **Range.** Products of g and `x - mean` are summed in the type of the arithmetic: for `f32`, about 4096 of them must stay below 3e38. Where `s^2`
+//! leaves the range of `f32` (a spread beyond 1e19) x_grad, itself smaller than 1e-19, loses its part in b.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::engine::{Fused, fused};
-use crate::primitives::{check_tensors, with_tail};
-use crate::simd::operands::ReadPairWrite;
-use crate::simd::passes::Gradient;
-use crate::simd::reduce::SumsOf;
-use crate::simd::region::Region;
-use crate::simd::tail::{Activated, Plain, Residual, Tail};
-use crate::stream::{Epilogue, Output, Stream};
-use crate::{Accum, Activation, Element, Error, Layout};
+use crate::activation::{Activation, Epilogue};
+use crate::cut::PerChannel;
+use crate::driver;
+use crate::forward::{Normalized, pieces, set_applied};
+use crate::memory::{InOut, Output};
+use crate::simd::kernels::{GradientSums, Kernel, XGradient};
+use crate::simd::tasks::Sums;
+use crate::simd::tile::Tile;
+use crate::simd::{Isa, Plain};
+use crate::statistics::{Affine, Given, Statistics};
+use crate::{Accum, Element, Error, Layout};
 
-/// Whether the statistics that the forward pass used depend on its input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Statistics {
-    /// They are those of its input.
-    OfBatch,
-    /// They are given, as in inference.
-    Constant,
-}
-
-/// What the backward pass of a layer knows of its forward pass; the vectors are `[channels]` each.
+/// The statistics that the forward pass normalized with.
 #[derive(Debug, Clone, Copy)]
-pub struct Saved<'a, A> {
-    /// The factor of the normalized value.
-    pub gamma: &'a [A],
-    /// Only matters where an activation follows.
-    pub beta: &'a [A],
-    /// The mean that the forward pass subtracted.
-    pub mean: &'a [A],
-    /// What rounding took from it; none if the mean is exact, as a running mean is.
-    pub mean_low: Option<&'a [A]>,
-    /// The reciprocal standard deviation that it multiplied with.
-    pub inv_std: &'a [A],
-    /// Where the mean and the deviation came from.
-    pub statistics: Statistics,
+pub enum Saved<'a, A> {
+    /// Those of its input, as [`train`](crate::train) wrote them: x_grad has a part that goes through them.
+    Batch(Statistics<&'a [A]>),
+    /// Given ones, as in [`normalize`](crate::normalize): they are constants.
+    Given(Given<'a, A>),
 }
 
-impl<'a, A> Saved<'a, A> {
-    fn check(&self, layout: &Layout) -> Result<(), Error> {
-        layout.expect_channels("gamma", self.gamma.len())?;
-        layout.expect_channels("beta", self.beta.len())?;
-        layout.expect_channels("mean", self.mean.len())?;
-        self.mean_low
-            .map_or(Ok(()), |low| layout.expect_channels("mean_low", low.len()))?;
-        layout.expect_channels("inv_std", self.inv_std.len())
-    }
-
-    fn split_at(self, at: usize) -> (Self, Self) {
-        let [(gamma, g), (beta, b), (mean, m), (inv_std, i)] =
-            [self.gamma, self.beta, self.mean, self.inv_std].map(|v| v.split_at(at));
-        let (mean_low, low) = self.mean_low.map(|v| v.split_at(at)).unzip();
-        let part = |[gamma, beta, mean, inv_std]: [&'a [A]; 4], mean_low| Self {
-            gamma,
-            beta,
-            mean,
-            mean_low,
-            inv_std,
-            ..self
-        };
-        (
-            part([gamma, beta, mean, inv_std], mean_low),
-            part([g, b, m, i], low),
-        )
-    }
-}
-
-/// Where the gradients go that not everybody wants. Those left out are not written, and cost nothing.
+/// Where gradients go. Those left out are not computed.
 pub struct Gradients<'a, E: Element> {
     /// Of the residual, `[outer, channels, inner]`; only if there is one.
     pub residual: Option<Output<'a, E>>,
@@ -115,153 +73,235 @@ impl<E: Element> Default for Gradients<'_, E> {
     }
 }
 
-/// The backward pass: gradients of the input (`stream`, dy to dx), gamma, beta and residual.
+/// The backward pass of [`train`](crate::train) or [`normalize`](crate::normalize), as `saved` says: the gradients of x, gamma, beta and the residual.
 ///
-/// [`Saved::statistics`] says whether it is that of [`train_forward`](crate::train_forward) or of [`normalize`](crate::normalize), whose
-/// statistics are constants: `dx = gamma * inv_std * g`. The gradient's buffer may be overwritten with dx ([`Stream::in_place`]), which saves
-/// the memory and the page faults of a fresh one.
+/// `y_grad` is the gradient that arrives, and where that of x goes: to other memory, over the gradient ([`InOut::in_place`]), which saves the
+/// memory and the page faults of a fresh one, or nowhere ([`InOut::only`]). `epilogue` is that of the forward pass; the values of the
+/// residual only matter where an activation follows.
 ///
 /// # Errors
 ///
 /// [`Error::Length`] for slices that do not have `layout.elements()` or `layout.channels()` values; [`Error::Value`] for senseless parameters of
-/// the activation, and for a residual gradient without a residual.
+/// the activation, for an epsilon that is not finite and positive, and for a residual gradient without a residual.
 pub fn backward<E: Element>(
     layout: Layout,
     x: &[E],
-    stream: Stream<'_, E>,
+    y_grad: InOut<'_, E>,
     saved: Saved<'_, E::Accum>,
+    affine: Affine<'_, E::Accum>,
     epilogue: Epilogue<'_, E>,
     out: Gradients<'_, E>,
 ) -> Result<(), Error> {
-    saved.check(&layout)?;
-    let Gradients {
-        residual,
-        gamma,
-        beta,
-    } = out;
-    gamma
-        .as_ref()
-        .map_or(Ok(()), |g| layout.expect_channels("dgamma", g.len()))?;
-    beta.as_ref()
-        .map_or(Ok(()), |b| layout.expect_channels("dbeta", b.len()))?;
-    check_tensors(&layout, x, &stream, &epilogue, &residual)?;
-    with_tail!(epilogue, |tail| {
-        let region = Region::read_pair_write(&layout.flattened(), x, stream, tail, residual);
-        fused(
-            Backward {
-                saved,
-                gamma,
-                beta,
-                _tail: PhantomData,
-            },
-            region,
-            layout,
-            5,
-        );
+    layout.expect_elements("x", x.len())?;
+    y_grad.check(&layout, "y_grad", "x_grad")?;
+    match &saved {
+        Saved::Batch(statistics) => statistics.check(&layout)?,
+        Saved::Given(given) => given.check(&layout)?,
+    }
+    affine.check(&layout)?;
+    epilogue.check(&layout)?;
+    for (name, gradient) in [("gamma_grad", &out.gamma), ("beta_grad", &out.beta)] {
+        if let Some(gradient) = gradient {
+            layout.expect_channels(name, gradient.len())?;
+        }
+    }
+    if let Some(gradient) = &out.residual {
+        layout.expect_elements("residual_grad", gradient.len())?;
+        if epilogue.residual.is_none() {
+            return Err(Error::Value {
+                name: "residual_grad",
+                expected: "left out where there is no residual",
+                got: "an output".into(),
+            });
+        }
+    }
+    (E::compiled().backward)(Backward {
+        layout,
+        x,
+        y_grad,
+        saved,
+        affine,
+        epilogue,
+        out,
     });
     Ok(())
 }
 
-struct Backward<'a, E: Element, T> {
+/// A checked call of [`backward`].
+pub(crate) struct Backward<'a, E: Element> {
+    layout: Layout,
+    x: &'a [E],
+    y_grad: InOut<'a, E>,
     saved: Saved<'a, E::Accum>,
-    gamma: Option<&'a mut [E::Accum]>,
-    beta: Option<&'a mut [E::Accum]>,
-    _tail: PhantomData<fn() -> T>,
+    affine: Affine<'a, E::Accum>,
+    epilogue: Epilogue<'a, E>,
+    out: Gradients<'a, E>,
 }
 
-impl<E: Element, T: Tail<E>> Fused<E, 6> for Backward<'_, E, T> {
-    type Operands = ReadPairWrite<E, T>;
-    type Statistic = SumsOf<T>;
-    type Pass = Gradient<T>;
+impl<E: Element> Backward<'_, E> {
+    pub(crate) fn run(mut self) {
+        let Epilogue {
+            residual,
+            activation,
+        } = self.epilogue;
+        let activated = activation != Activation::None;
+        if !activated && let Some(out) = self.out.residual.take() {
+            // g is dy, so this is a copy; before dy may be overwritten.
+            let ones = vec![E::Accum::from_f64(1.0); self.layout.channels()];
+            scaled(self.layout, self.y_grad.input_to(out), &ones);
+        }
+        let pieces = pieces(activation);
+        // Without x_grad, that of the residual, g, is the first output.
+        let x_grad = self.y_grad.has_output();
+        let both = x_grad && self.out.residual.is_some();
+        let of_batch = x_grad && matches!(self.saved, Saved::Batch(_));
+        let of_batch = E::Accum::from_f64(f64::from(u8::from(of_batch)));
+        let activation = pieces;
+        match (activated, residual.is_some(), both) {
+            (false, ..) => self.with(
+                GradientSums::<_, false, false>(pieces),
+                XGradient::<_, false, false, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, false, _) => self.with(
+                GradientSums::<_, true, false>(pieces),
+                XGradient::<_, true, false, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, true, false) => self.with(
+                GradientSums::<_, true, true>(pieces),
+                XGradient::<_, true, true, false> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            (true, true, true) => self.with(
+                GradientSums::<_, true, true>(pieces),
+                XGradient::<_, true, true, true> {
+                    activation,
+                    of_batch,
+                },
+            ),
+        }
+    }
 
-    fn split(self, at: usize) -> (Self, Self) {
+    fn with<R: Kernel<E::Accum>, K: Kernel<E::Accum>>(self, sums: R, kernel: K) {
         let Self {
+            layout,
+            x,
+            y_grad,
             saved,
-            gamma,
-            beta,
-            _tail,
+            affine,
+            epilogue,
+            out,
         } = self;
-        let (saved, rest) = saved.split_at(at);
-        let [gamma, beta] = [gamma, beta].map(|v| v.map(|v| v.split_at_mut(at)).unzip());
-        let part = |saved, gamma, beta| Self {
-            saved,
-            gamma,
-            beta,
-            _tail,
-        };
-        (part(saved, gamma.0, beta.0), part(rest, gamma.1, beta.1))
-    }
-
-    fn before(&self, range: Range<usize>, [mean, scale, shift, ..]: &mut [Vec<E::Accum>; 6]) {
-        let Saved {
-            gamma,
-            beta,
-            mean: saved_mean,
-            mean_low,
-            inv_std,
-            ..
-        } = self.saved;
-        mean.copy_from_slice(&saved_mean[range.clone()]);
-        shift.copy_from_slice(&beta[range.clone()]);
-        // In the type of the arithmetic, as the forward pass does, so that the recomputed signs are the same.
-        for ((scale, &gamma), &inv_std) in scale
-            .iter_mut()
-            .zip(&gamma[range.clone()])
-            .zip(&inv_std[range.clone()])
-        {
-            *scale = gamma.times(inv_std);
-        }
-        if let Some(low) = mean_low {
-            for ((shift, &low), &scale) in shift.iter_mut().zip(&low[range]).zip(&*scale) {
-                *shift = shift.minus(low, scale);
+        let [gamma_grad, beta_grad] = [out.gamma, out.beta].map(|g| g.unwrap_or_default());
+        let parameters = !(gamma_grad.is_empty() && beta_grad.is_empty());
+        let x_grad = y_grad.has_output();
+        let mut buffer = vec![E::Accum::default(); 7 * layout.channels()];
+        let mut rest = &mut buffer[..];
+        let [own_inv_std, mean, scale, shift, a, b, c] =
+            [(); 7].map(|()| rest.split_off_mut(..layout.channels()).expect("seven"));
+        let (mean_lo, inv_std, of_batch) = match saved {
+            Saved::Batch(statistics) => {
+                mean.copy_from_slice(statistics.mean);
+                (Some(statistics.mean_lo), statistics.inv_std, x_grad)
             }
+            Saved::Given(given) => {
+                mean.copy_from_slice(given.mean);
+                Isa::current().run(Plain(|| given.set_inv_std(own_inv_std)));
+                (given.mean_lo, &*own_inv_std, false)
+            }
+        };
+        set_applied(affine, mean_lo, inv_std, [&mut *scale, &mut *shift]);
+        if x_grad {
+            a.copy_from_slice(scale);
+        } else {
+            a.fill(E::Accum::from_f64(1.0));
+        }
+        let activated = epilogue.activation != Activation::None;
+        if !of_batch && !parameters && !activated {
+            if x_grad {
+                scaled(layout, y_grad, scale);
+            }
+            return;
+        }
+
+        let writes = x_grad || out.residual.is_some();
+        let mut tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
+        if let Some(residual) = epilogue.residual {
+            tile = tile.read(residual);
+        }
+        if let Some(residual_grad) = out.residual {
+            tile = tile.write(residual_grad);
+        }
+        let arrays: PerChannel<'_, E::Accum> = [mean, scale, shift, a, b, c, gamma_grad, beta_grad];
+        let n = layout.samples_per_channel().max(1) as f64;
+        let finish =
+            |range: Range<usize>, pairs: [&[f64]; 2], arrays: &mut PerChannel<'_, E::Accum>| {
+                let mean_lo = mean_lo.map(|low| &low[range.clone()]);
+                gradients(n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
+            };
+        if !(of_batch || parameters) {
+            driver::apply(layout, tile, kernel, std::array::from_fn(|i| &*arrays[i]));
+        } else if writes {
+            driver::reduce_then_apply(layout, tile, (Sums(sums), kernel), arrays, finish);
+        } else {
+            driver::reduce(layout, tile, Sums(sums), arrays, finish);
         }
     }
+}
 
-    fn after(
-        &mut self,
-        range: Range<usize>,
-        n: f64,
-        [sums, products]: [&[f64]; 2],
-        [_, scale, _, a, b, c]: &mut [Vec<E::Accum>; 6],
-    ) {
-        let inv_std = &self.saved.inv_std[range.clone()];
-        let low = self.saved.mean_low.map(|low| &low[range.clone()]);
-        let low = |i: usize| low.map_or(0.0, |low| low[i].to_f64());
+/// What follows from the two sums of channels: the gradients of gamma and beta, if wanted, and b and c.
+#[inline(always)]
+fn gradients<A: Accum>(
+    n: f64,
+    [sums, products]: [&[f64]; 2],
+    mean_lo: Option<&[A]>,
+    inv_std: &[A],
+    of_batch: bool,
+    [_, scale, _, _, b, c, gamma_grad, beta_grad]: &mut PerChannel<'_, A>,
+) {
+    for i in 0..inv_std.len() {
+        let low = mean_lo.map_or(0.0, |low| low[i].to_f64());
+        let s = inv_std[i].to_f64();
         // The kernel summed g * (x - mean) with the rounded mean.
-        let product = |i: usize| match low(i) {
-            0.0 => products[i],
-            low => products[i] - low * sums[i],
+        let product = if low == 0.0 {
+            products[i]
+        } else {
+            products[i] - low * sums[i]
         };
-        if let Some(gamma) = &mut self.gamma {
-            for (i, (out, s)) in gamma[range.clone()].iter_mut().zip(inv_std).enumerate() {
-                *out = E::Accum::from_f64(product(i) * s.to_f64());
-            }
+        if let Some(gamma_grad) = gamma_grad.get_mut(i) {
+            *gamma_grad = A::from_f64(product * s);
         }
-        if let Some(beta) = &mut self.beta {
-            beta[range]
-                .iter_mut()
-                .zip(sums)
-                .for_each(|(out, &sum)| *out = E::Accum::from_f64(sum));
+        if let Some(beta_grad) = beta_grad.get_mut(i) {
+            *beta_grad = A::from_f64(sums[i]);
         }
-        a.copy_from_slice(scale);
-        let factor = match self.saved.statistics {
-            Statistics::OfBatch => -1.0 / n.max(1.0),
-            Statistics::Constant => 0.0,
-        };
-        for (i, ((b, c), (scale, s))) in b
-            .iter_mut()
-            .zip(c)
-            .zip(scale.iter().zip(inv_std))
-            .enumerate()
-        {
-            let (scale, s) = (scale.to_f64(), s.to_f64());
-            let slope = factor * scale * s * s * product(i);
-            *b = E::Accum::from_f64(slope);
-            *c = E::Accum::from_f64(match low(i) {
-                0.0 => factor * scale * sums[i],
-                low => factor * scale * sums[i] - slope * low,
-            });
+        if of_batch {
+            let a = scale[i].to_f64();
+            let slope = -(product / n * s) * s * a;
+            let through_low = if low == 0.0 { 0.0 } else { slope * low };
+            b[i] = A::from_f64(slope);
+            c[i] = A::from_f64(-a * (sums[i] / n) - through_low);
         }
     }
+}
+
+/// Multiplies a tensor with a factor per channel.
+fn scaled<E: Element>(layout: Layout, tensor: InOut<'_, E>, factor: &[E::Accum]) {
+    // Adding -0 changes nothing, not even the sign of a zero.
+    let [zero, nothing] = [0.0, -0.0].map(|v| vec![E::Accum::from_f64(v); layout.channels()]);
+    let params = [&zero[..], factor, &nothing];
+    let epilogue = Epilogue::default();
+    Normalized {
+        layout,
+        x: tensor,
+        params,
+        epilogue,
+    }
+    .run();
 }

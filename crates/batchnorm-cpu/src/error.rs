@@ -31,7 +31,7 @@ pub enum Error {
         name: &'static str,
         /// The length that the layout asks for.
         expected: usize,
-        /// What is counted: `elements` or `channels`.
+        /// What is counted: `elements`, `channels` or `values`.
         unit: &'static str,
         /// The length of the slice.
         got: usize,
@@ -46,4 +46,24 @@ pub enum Error {
         /// The value, printed.
         got: String,
     },
+}
+
+impl Error {
+    /// Refuses a slice of the wrong length.
+    pub(crate) fn expect_length(
+        name: &'static str,
+        expected: usize,
+        unit: &'static str,
+        got: usize,
+    ) -> Result<(), Self> {
+        if got == expected {
+            return Ok(());
+        }
+        Err(Self::Length {
+            name,
+            expected,
+            unit,
+            got,
+        })
+    }
 }

@@ -8,210 +8,325 @@
 //! the mean is large against the spread.
 //!
 //! For the same reason the mean is not simply rounded to the type of the arithmetic: with a mean of 1e4 that costs 5e-4 in `f32`. What rounding
-//! takes away (`mean_low`) goes into the shift, once a channel: `(x - mean - mean_low) * scale + beta = (x - mean) * scale + (beta - mean_low *
-//! scale)`. The difference `x - mean` of two near values is exact, and a constant channel has `mean_low = 0`.
+//! takes away (`mean_lo`) goes into the shift, once a channel: `(x - mean - mean_lo) * scale + beta = (x - mean) * scale + (beta - mean_lo *
+//! scale)`. The difference `x - mean` of two near values is exact, and a constant channel has `mean_lo = 0`.
 //!
-//! **Passes over memory.** Where a unit of channels fits the second-level cache, the fused kernel reads x once from memory (the statistics) and once
-//! from the cache (the normalization), and writes y once: 2 passes. `[32, 64, 56, 56]` is done channel by channel, 401 KB each. Where that
-//! is not possible (`[4096, 1024]`: its channels are columns, and a cache full of them would use a few bytes of each memory page) x is read
-//! twice from memory: 3 passes. An output that no cache can hold is written past them (`simd/operands.rs`).
+//! **Passes over memory.** Where a group of channels fits the second-level cache, [`train`] reads x once from memory (the statistics) and once from
+//! the cache (the normalization), and writes y once: 2 passes. `[32, 64, 56, 56]` is done channel by channel, 401 KB each. Where that is not
+//! possible (`[4096, 1024]`: its channels are columns, and a cache full of them would use a few bytes of each memory page) x is read twice from
+//! memory: 3 passes. An output that no cache can hold is written past them (`cache.rs`).
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::engine::{Fused, fused};
-use crate::primitives::with_tail;
-use crate::simd::operands::ReadWrite;
-use crate::simd::passes::Forward;
-use crate::simd::reduce::MomentsOf;
-use crate::simd::region::Region;
-use crate::simd::tail::{Activated, Plain, Residual, Tail};
-use crate::stream::{Epilogue, Stream};
-use crate::{Accum, Activation, Element, Error, Layout};
-
-/// The learned parameters, `[channels]` each. Without an affine part pass ones and zeros.
-#[derive(Debug, Clone, Copy)]
-pub struct Affine<'a, A> {
-    /// The factor of the normalized value.
-    pub gamma: &'a [A],
-    /// The value that a channel's mean is moved to.
-    pub beta: &'a [A],
-}
-
-/// Where the statistics of a batch go, `[channels]` each.
-#[derive(Debug)]
-pub struct BatchStatistics<'a, A> {
-    /// The mean.
-    pub mean: &'a mut [A],
-    /// What rounding took from the mean, for the backward pass ([`Saved::mean_low`](crate::Saved::mean_low)), if wanted.
-    pub mean_low: Option<&'a mut [A]>,
-    /// The biased variance, without epsilon.
-    pub variance: &'a mut [A],
-    /// `1 / sqrt(variance + epsilon)`, from an unrounded variance.
-    pub inv_std: &'a mut [A],
-}
+use crate::activation::{Activation, Epilogue, Pieces};
+use crate::cut::PerChannel;
+use crate::driver;
+use crate::memory::InOut;
+use crate::simd::kernels::{Kernel, Normalize};
+use crate::simd::moments::Moments;
+use crate::simd::tile::Tile;
+use crate::simd::{Isa, Plain};
+use crate::statistics::{self, Affine, Given, Statistics, check_epsilon};
+use crate::{Accum, Element, Error, Layout};
 
 /// The forward pass of training: statistics of the batch, and the output normalized with them.
 ///
-/// `y = act((x - mean) * inv_std * gamma + beta + residual)`, with the mean and the biased variance of each channel.
-///
-/// Without any samples the mean and the variance are 0. Running statistics are updated from `out` by
-/// [`RunningUpdate`](crate::RunningUpdate).
+/// `y = act((x - mean) * inv_std * gamma + beta + residual)`, with the mean and the biased variance of each channel. Without any samples the mean and
+/// the variance are 0.
 ///
 /// # Errors
 ///
-/// As for [`normalize`](crate::normalize), and [`Error::Value`] if `epsilon` is negative or NaN.
-pub fn train_forward<E: Element>(
+/// [`Error::Length`] unless x, y and the residual have `layout.elements()` values and all vectors `layout.channels()`; [`Error::Value`] unless
+/// `epsilon` is finite and positive, and for senseless parameters of the activation.
+pub fn train<E: Element>(
     layout: Layout,
-    stream: Stream<'_, E>,
+    x: InOut<'_, E>,
     affine: Affine<'_, E::Accum>,
     epsilon: f64,
     epilogue: Epilogue<'_, E>,
-    out: BatchStatistics<'_, E::Accum>,
+    out: Statistics<&mut [E::Accum]>,
 ) -> Result<(), Error> {
-    stream.check(&layout, "x", "y")?;
-    layout.expect_channels("gamma", affine.gamma.len())?;
-    layout.expect_channels("beta", affine.beta.len())?;
-    layout.expect_channels("mean", out.mean.len())?;
-    layout.expect_channels("variance", out.variance.len())?;
-    layout.expect_channels("inv_std", out.inv_std.len())?;
+    check_output(&layout, &x)?;
+    affine.check(&layout)?;
+    out.check(&layout)?;
+    check_epsilon(epsilon)?;
     epilogue.check(&layout)?;
-    if epsilon.is_nan() || epsilon < 0.0 {
-        return Err(Error::Value {
-            name: "epsilon",
-            expected: "zero or positive",
-            got: epsilon.to_string(),
-        });
-    }
-    with_tail!(epilogue, |tail| {
-        let region = Region::read_write(&layout.flattened(), stream, tail);
-        fused(
-            TrainForward {
-                affine,
-                epsilon,
-                out,
-                _tail: PhantomData,
-            },
-            region,
-            layout,
-            3,
-        );
+    (E::compiled().train)(Train {
+        layout,
+        x,
+        affine,
+        epsilon,
+        epilogue,
+        out,
     });
     Ok(())
 }
 
-/// What rounding took from the mean `value` to make it `mean`.
-fn low<A: Accum>(mean: A, value: f64) -> A {
-    A::from_f64(value - mean.to_f64())
+/// The output with given statistics: inference. `y = act((x - mean) / sqrt(variance + epsilon) * gamma + beta + residual)`.
+///
+/// # Errors
+///
+/// As for [`train`].
+pub fn normalize<E: Element>(
+    layout: Layout,
+    x: InOut<'_, E>,
+    given: Given<'_, E::Accum>,
+    parameters: Affine<'_, E::Accum>,
+    epilogue: Epilogue<'_, E>,
+) -> Result<(), Error> {
+    check_output(&layout, &x)?;
+    given.check(&layout)?;
+    parameters.check(&layout)?;
+    epilogue.check(&layout)?;
+    let channels = layout.channels();
+    let mut applied = vec![E::Accum::default(); 3 * channels];
+    let (inv_std, applied) = applied.split_at_mut(channels);
+    let (scale, shift) = applied.split_at_mut(channels);
+    Isa::current().run(Plain(
+        #[inline(always)]
+        || {
+            given.set_inv_std(inv_std);
+            set_applied(
+                parameters,
+                given.mean_lo,
+                inv_std,
+                [&mut *scale, &mut *shift],
+            );
+        },
+    ));
+    (E::compiled().normalize)(Normalized {
+        layout,
+        x,
+        params: [given.mean, scale, shift],
+        epilogue,
+    });
+    Ok(())
 }
 
-struct TrainForward<'a, E: Element, T> {
+/// `(x - mean) * scale + shift`, with vectors of `[channels]`.
+///
+/// # Errors
+///
+/// [`Error::Length`] as for [`train`].
+pub fn affine<E: Element>(
+    layout: Layout,
+    x: InOut<'_, E>,
+    mean: &[E::Accum],
+    scale: &[E::Accum],
+    shift: &[E::Accum],
+) -> Result<(), Error> {
+    check_output(&layout, &x)?;
+    layout.expect_channels("mean", mean.len())?;
+    layout.expect_channels("scale", scale.len())?;
+    layout.expect_channels("shift", shift.len())?;
+    (E::compiled().normalize)(Normalized {
+        layout,
+        x,
+        params: [mean, scale, shift],
+        epilogue: Epilogue::default(),
+    });
+    Ok(())
+}
+
+/// The mean of each channel, what rounding took from it, and the biased variance. Without any samples all are 0.
+///
+/// # Errors
+///
+/// [`Error::Length`] unless `x` has `layout.elements()` values and the others `layout.channels()`.
+pub fn moments<E: Element>(
+    layout: Layout,
+    x: &[E],
+    mean: &mut [E::Accum],
+    mean_lo: &mut [E::Accum],
+    variance: &mut [E::Accum],
+) -> Result<(), Error> {
+    layout.expect_elements("x", x.len())?;
+    layout.expect_channels("mean", mean.len())?;
+    layout.expect_channels("mean_lo", mean_lo.len())?;
+    layout.expect_channels("variance", variance.len())?;
+    (E::compiled().moments)(MomentsOf {
+        layout,
+        x,
+        out: [mean, mean_lo, variance],
+    });
+    Ok(())
+}
+
+fn check_output<E: Element>(layout: &Layout, x: &InOut<'_, E>) -> Result<(), Error> {
+    x.check(layout, "x", "y")?;
+    if x.has_output() {
+        return Ok(());
+    }
+    Err(Error::Value {
+        name: "y",
+        expected: "an output",
+        got: "none".into(),
+    })
+}
+
+/// Sets the parameters of the kernels, scale and shift, for statistics with this `inv_std`.
+#[inline(always)]
+pub(crate) fn set_applied<A: Accum>(
+    affine: Affine<'_, A>,
+    mean_lo: Option<&[A]>,
+    inv_std: &[A],
+    [scale, shift]: [&mut [A]; 2],
+) {
+    for ((scale, &gamma), &inv_std) in scale.iter_mut().zip(affine.gamma).zip(inv_std) {
+        *scale = statistics::scale(gamma, inv_std);
+    }
+    shift.copy_from_slice(affine.beta);
+    if let Some(mean_lo) = mean_lo {
+        for ((shift, &low), &scale) in shift.iter_mut().zip(mean_lo).zip(&*scale) {
+            *shift = statistics::shift(*shift, low, scale);
+        }
+    }
+}
+
+/// A checked call of [`train`].
+pub(crate) struct Train<'a, E: Element> {
+    layout: Layout,
+    x: InOut<'a, E>,
     affine: Affine<'a, E::Accum>,
     epsilon: f64,
-    out: BatchStatistics<'a, E::Accum>,
-    _tail: PhantomData<fn() -> T>,
+    epilogue: Epilogue<'a, E>,
+    out: Statistics<&'a mut [E::Accum]>,
 }
 
-impl<E: Element, T: Tail<E>> Fused<E, 3> for TrainForward<'_, E, T> {
-    type Operands = ReadWrite<E, T>;
-    type Statistic = MomentsOf;
-    type Pass = Forward<T>;
-
-    fn split(self, at: usize) -> (Self, Self) {
-        let Self {
-            affine: Affine { gamma, beta },
-            epsilon,
-            out:
-                BatchStatistics {
-                    mean,
-                    mean_low,
-                    variance,
-                    inv_std,
-                },
-            _tail,
-        } = self;
-        let ((gamma, g), (beta, b)) = (gamma.split_at(at), beta.split_at(at));
-        let ((mean, m), (variance, v), (inv_std, i)) = (
-            mean.split_at_mut(at),
-            variance.split_at_mut(at),
-            inv_std.split_at_mut(at),
-        );
-        let (mean_low, low) = mean_low.map(|v| v.split_at_mut(at)).unzip();
-        let part = |affine, out| Self {
-            affine,
-            epsilon,
-            out,
-            _tail,
-        };
-        (
-            part(
-                Affine { gamma, beta },
-                BatchStatistics {
-                    mean,
-                    mean_low,
-                    variance,
-                    inv_std,
-                },
-            ),
-            part(
-                Affine { gamma: g, beta: b },
-                BatchStatistics {
-                    mean: m,
-                    mean_low: low,
-                    variance: v,
-                    inv_std: i,
-                },
-            ),
-        )
+impl<E: Element> Train<'_, E> {
+    pub(crate) fn run(self) {
+        let pieces = pieces(self.epilogue.activation);
+        match (self.epilogue.residual, self.epilogue.activation) {
+            (None, Activation::None) => self.with(Normalize::<_, false, false>(pieces)),
+            (None, _) => self.with(Normalize::<_, true, false>(pieces)),
+            (Some(_), _) => self.with(Normalize::<_, true, true>(pieces)),
+        }
     }
 
-    fn before(&self, _range: Range<usize>, _params: &mut [Vec<E::Accum>; 3]) {}
-
-    fn after(
-        &mut self,
-        range: Range<usize>,
-        n: f64,
-        [means, m2s]: [&[f64]; 2],
-        [mean, scale, shift]: &mut [Vec<E::Accum>; 3],
-    ) {
-        let n = n.max(1.0);
-        let out = &mut self.out;
-        let (variances, inv_stds) = (
-            &mut out.variance[range.clone()],
-            &mut out.inv_std[range.clone()],
+    fn with<K: Kernel<E::Accum>>(self, kernel: K) {
+        let Self {
+            layout,
+            x,
+            affine: Affine { gamma, beta },
+            epsilon,
+            epilogue,
+            out,
+        } = self;
+        let tile = Tile::new(&layout.flattened()).read_write(x);
+        let tile = with_residual(tile, epilogue);
+        let n = layout.samples_per_channel().max(1) as f64;
+        let mut applied = vec![E::Accum::default(); 2 * layout.channels()];
+        let (scale, shift) = applied.split_at_mut(layout.channels());
+        let arrays = [
+            out.mean,
+            scale,
+            shift,
+            out.mean_lo,
+            out.variance,
+            out.inv_std,
+            &mut [],
+            &mut [],
+        ];
+        let moments = Moments::next_to::<E::Accum>(epsilon);
+        driver::reduce_then_apply(
+            layout,
+            tile,
+            (moments, kernel),
+            arrays,
+            #[inline(always)]
+            |range: Range<usize>, pairs, arrays: &mut PerChannel<'_, E::Accum>| {
+                let [mean, scale, shift, mean_lo, variance, inv_std, ..] = arrays;
+                let len = range.len();
+                let (gamma, beta) = (&gamma[range.clone()], &beta[range]);
+                let (scale, shift, inv_std) =
+                    (&mut scale[..len], &mut shift[..len], &mut inv_std[..len]);
+                rounded(n, pairs, [mean, mean_lo, variance]);
+                let (mean_lo, m2s) = (&mean_lo[..len], &pairs[1][..len]);
+                for c in 0..len {
+                    inv_std[c] = statistics::inv_std(m2s[c] / n, epsilon);
+                    scale[c] = statistics::scale(gamma[c], inv_std[c]);
+                    shift[c] = statistics::shift(beta[c], mean_lo[c], scale[c]);
+                }
+            },
         );
-        for ((mean, value), (variance, m2)) in mean
-            .iter_mut()
-            .zip(means)
-            .zip(variances.iter_mut().zip(m2s))
-        {
-            *mean = E::Accum::from_f64(*value);
-            *variance = E::Accum::from_f64(m2 / n);
+    }
+}
+
+/// A checked call of [`normalize`] or [`affine`]; the parameters are mean, scale and shift.
+pub(crate) struct Normalized<'a, E: Element> {
+    pub layout: Layout,
+    pub x: InOut<'a, E>,
+    pub params: [&'a [E::Accum]; 3],
+    pub epilogue: Epilogue<'a, E>,
+}
+
+impl<E: Element> Normalized<'_, E> {
+    pub(crate) fn run(self) {
+        let pieces = pieces(self.epilogue.activation);
+        match (self.epilogue.residual, self.epilogue.activation) {
+            (None, Activation::None) => self.with(Normalize::<_, false, false>(pieces)),
+            (None, _) => self.with(Normalize::<_, true, false>(pieces)),
+            (Some(_), _) => self.with(Normalize::<_, true, true>(pieces)),
         }
-        for (inv_std, m2) in inv_stds.iter_mut().zip(m2s) {
-            *inv_std = E::Accum::from_f64(1.0 / (m2 / n + self.epsilon).sqrt());
-        }
-        for ((scale, &gamma), &inv_std) in scale
-            .iter_mut()
-            .zip(&self.affine.gamma[range.clone()])
-            .zip(&*inv_stds)
-        {
-            *scale = gamma.times(inv_std);
-        }
-        out.mean[range.clone()].copy_from_slice(mean);
-        for ((((shift, &beta), scale), mean), value) in shift
-            .iter_mut()
-            .zip(&self.affine.beta[range.clone()])
-            .zip(&*scale)
-            .zip(&*mean)
-            .zip(means)
-        {
-            *shift = beta.minus(low(*mean, *value), *scale);
-        }
-        if let Some(mean_low) = &mut out.mean_low {
-            for ((out, mean), value) in mean_low[range].iter_mut().zip(&*mean).zip(means) {
-                *out = low(*mean, *value);
-            }
-        }
+    }
+
+    fn with<K: Kernel<E::Accum>>(self, kernel: K) {
+        let tile = Tile::new(&self.layout.flattened()).read_write(self.x);
+        let tile = with_residual(tile, self.epilogue);
+        let [mean, scale, shift] = self.params;
+        let params = [mean, scale, shift, &[], &[], &[]];
+        driver::apply(self.layout, tile, kernel, params);
+    }
+}
+
+/// A checked call of [`moments`]; the results are `mean`, `mean_lo` and variance.
+pub(crate) struct MomentsOf<'a, E: Element> {
+    layout: Layout,
+    x: &'a [E],
+    out: [&'a mut [E::Accum]; 3],
+}
+
+impl<E: Element> MomentsOf<'_, E> {
+    pub(crate) fn run(self) {
+        let tile = Tile::new(&self.layout.flattened()).read(self.x);
+        // What underflows is nothing next to the smallest normal variance either.
+        let moments = Moments::next_to::<E::Accum>(1.0);
+        let n = self.layout.samples_per_channel().max(1) as f64;
+        let mut arrays = PerChannel::default();
+        [arrays[0], arrays[1], arrays[2]] = self.out;
+        driver::reduce(
+            self.layout,
+            tile,
+            moments,
+            arrays,
+            #[inline(always)]
+            |_, pairs, [mean, mean_lo, variance, ..]: &mut PerChannel<'_, E::Accum>| {
+                rounded(n, pairs, [mean, mean_lo, variance]);
+            },
+        );
+    }
+}
+
+/// The moments of channels in the type of the arithmetic: mean, what rounding takes from it, and variance.
+#[inline(always)]
+fn rounded<A: Accum>(n: f64, [means, m2s]: [&[f64]; 2], [mean, mean_lo, variance]: [&mut [A]; 3]) {
+    let len = mean.len();
+    let (means, m2s) = (&means[..len], &m2s[..len]);
+    let (mean_lo, variance) = (&mut mean_lo[..len], &mut variance[..len]);
+    for c in 0..len {
+        mean[c] = A::from_f64(means[c]);
+        mean_lo[c] = A::from_f64(means[c] - mean[c].to_f64());
+        variance[c] = A::from_f64(m2s[c] / n);
+    }
+}
+
+pub(crate) fn pieces<A: Accum>(activation: Activation) -> Pieces<A> {
+    Pieces::new(activation).expect("checked by the public function")
+}
+
+fn with_residual<'a, E: Element>(tile: Tile<'a, E>, epilogue: Epilogue<'a, E>) -> Tile<'a, E> {
+    match epilogue.residual {
+        Some(residual) => tile.read(residual),
+        None => tile,
     }
 }

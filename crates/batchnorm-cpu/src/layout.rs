@@ -1,15 +1,4 @@
-//! One view of memory for every axis: `(outer, channels, inner)`.
-//!
-//! A contiguous tensor with a channel axis is a matrix of `outer` rows, each of `channels` runs of `inner` values:
-//!
-//! ```text
-//!              channel 0        channel 1        channel 2
-//! outer 0    | inner values   | inner values   | inner values   |
-//! outer 1    | inner values   | inner values   | inner values   |
-//! ```
-//!
-//! `[N, C, H, W]` with axis 1 is `(N, C, H * W)`, `[N, C]` is `(N, C, 1)` and channels-last `[N, H, W, C]` is `(N * H * W, C, 1)`,
-//! so no axis ever needs a permuted copy.
+//! One view of memory for every axis: `(outer, channels, inner)`; its picture is in the crate's documentation.
 
 use crate::Error;
 
@@ -19,6 +8,8 @@ pub struct Layout {
     outer: usize,
     channels: usize,
     inner: usize,
+    /// `outer * channels * inner`, which does not overflow.
+    elements: usize,
 }
 
 impl Layout {
@@ -28,21 +19,17 @@ impl Layout {
     ///
     /// [`Error::TooLarge`] if the number of elements overflows `usize`.
     pub fn new(outer: usize, channels: usize, inner: usize) -> Result<Self, Error> {
-        let elements = outer
-            .checked_mul(inner)
-            .and_then(|n| n.checked_mul(channels));
-        match elements {
-            Some(_) => Ok(Self {
-                outer,
-                channels,
-                inner,
-            }),
-            None => Err(Error::TooLarge {
-                outer,
-                channels,
-                inner,
-            }),
-        }
+        let elements = product(&[outer, channels, inner]).ok_or(Error::TooLarge {
+            outer,
+            channels,
+            inner,
+        })?;
+        Ok(Self {
+            outer,
+            channels,
+            inner,
+            elements,
+        })
     }
 
     /// The layout of a contiguous row-major tensor of this `shape` whose channels lie along `axis`.
@@ -51,27 +38,21 @@ impl Layout {
     ///
     /// [`Error::Axis`] if `axis >= shape.len()`, [`Error::TooLarge`] if the number of elements overflows `usize`.
     pub fn from_shape(shape: &[usize], axis: usize) -> Result<Self, Error> {
-        if axis >= shape.len() {
-            return Err(Error::Axis {
-                axis,
-                rank: shape.len(),
-            });
-        }
-        // Looked for first, because the product before a zero may overflow without meaning anything.
-        let product = |dims: &[usize]| match dims.contains(&0) {
-            true => Some(0),
-            false => dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)),
+        let Some(&channels) = shape.get(axis) else {
+            let rank = shape.len();
+            return Err(Error::Axis { axis, rank });
         };
-        let (outer, inner) = (product(&shape[..axis]), product(&shape[axis + 1..]));
-        let (Some(outer), Some(inner)) = (outer, inner) else {
-            let [outer, inner] = [outer, inner].map(|n| n.unwrap_or(usize::MAX));
+        // A side that does not fit is as good as the largest: next to a zero its value does not matter, and otherwise the layout is refused.
+        let side = |dims| product(dims).unwrap_or(usize::MAX);
+        let (outer, inner) = (side(&shape[..axis]), side(&shape[axis + 1..]));
+        if product(shape).is_none() {
             return Err(Error::TooLarge {
                 outer,
-                channels: shape[axis],
+                channels,
                 inner,
             });
-        };
-        Self::new(outer, shape[axis], inner)
+        }
+        Self::new(outer, channels, inner)
     }
 
     /// Product of the dimensions before the channel axis.
@@ -89,54 +70,57 @@ impl Layout {
         self.inner
     }
 
-    /// Number of values of one channel, `outer * inner`: the divisor of the mean.
+    /// Number of values of one channel, `outer * inner`: the divisor of the mean. 0 without channels.
     pub fn samples_per_channel(&self) -> usize {
-        self.outer * self.inner
+        self.elements.checked_div(self.channels).unwrap_or(0)
     }
 
     /// Number of values of the tensor.
     pub fn elements(&self) -> usize {
-        self.outer * self.channels * self.inner
+        self.elements
     }
 
-    /// The view that the kernels use: a single channel is one long row, whatever its shape was.
+    /// Length of a row of the picture, `channels * inner`; 0 if there are no elements.
+    pub(crate) fn columns(&self) -> usize {
+        self.elements.checked_div(self.outer).unwrap_or(0)
+    }
+
+    /// The view that the kernels use: a single channel is one long row, and without elements both sides are empty, whatever the shape was.
     pub(crate) fn flattened(self) -> Self {
-        match self.channels {
-            1 => Self {
-                outer: 1,
-                channels: 1,
-                inner: self.outer * self.inner,
-            },
-            _ => self,
+        if self.elements == 0 {
+            return Self {
+                outer: 0,
+                inner: 0,
+                ..self
+            };
+        }
+        if self.channels != 1 {
+            return self;
+        }
+        Self {
+            outer: 1,
+            inner: self.elements,
+            ..self
         }
     }
 
     /// Checks a tensor-sized argument.
     pub(crate) fn expect_elements(&self, name: &'static str, got: usize) -> Result<(), Error> {
-        expect_length(name, self.elements(), "elements", got)
+        Error::expect_length(name, self.elements, "elements", got)
     }
 
     /// Checks a `[channels]` argument.
     pub(crate) fn expect_channels(&self, name: &'static str, got: usize) -> Result<(), Error> {
-        expect_length(name, self.channels, "channels", got)
+        Error::expect_length(name, self.channels, "channels", got)
     }
 }
 
-pub(crate) fn expect_length(
-    name: &'static str,
-    expected: usize,
-    unit: &'static str,
-    got: usize,
-) -> Result<(), Error> {
-    match got == expected {
-        true => Ok(()),
-        false => Err(Error::Length {
-            name,
-            expected,
-            unit,
-            got,
-        }),
+/// The product, unless it overflows; zeros are looked for first, because a product before one may overflow without meaning anything.
+fn product(dims: &[usize]) -> Option<usize> {
+    if dims.contains(&0) {
+        return Some(0);
     }
+    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
 #[cfg(test)]
@@ -170,7 +154,19 @@ mod tests {
             })
         );
         assert!(Layout::from_shape(&[half, half, 3], 2).is_err());
+        assert!(Layout::from_shape(&[half, half, 1], 2).is_err());
         assert!(Layout::from_shape(&[3, half, half], 0).is_err());
+        for (outer, channels, inner) in [
+            (usize::MAX, 2, 0),
+            (0, 2, usize::MAX),
+            (usize::MAX, 0, 2),
+            (0, 0, 0),
+        ] {
+            let empty = Layout::new(outer, channels, inner).expect("empty tensors are small");
+            let flat = empty.flattened();
+            assert_eq!((empty.elements(), empty.samples_per_channel()), (0, 0));
+            assert_eq!((flat.elements(), empty.columns()), (0, 0));
+        }
         let empty = Layout::from_shape(&[half, half, 0, 3], 3).expect("empty tensors are small");
         assert_eq!((empty.elements(), empty.channels()), (0, 3));
         let no_channels = Layout::from_shape(&[4, 0, 7], 1).expect("empty tensors are small");
@@ -181,6 +177,7 @@ mod tests {
     fn counts_are_products() {
         let layout = Layout::new(2, 3, 5).expect("small");
         assert_eq!((layout.samples_per_channel(), layout.elements()), (10, 30));
+        assert_eq!(layout.columns(), 15);
         assert_eq!(
             Layout::new(4, 1, 5).expect("small").flattened(),
             Layout::new(1, 1, 20).expect("small")

@@ -1,7 +1,7 @@
 //! The naive forward and backward pass in `f64`: what tests and benches compare with.
 //!
-//! One value after the other, textbook formulas, no blocks and no fusion. It is checked itself by finite differences (below), so that it shares
-//! no mistake with the kernels.
+//! One value after the other, textbook formulas, no blocks and no fusion. It shares no code with the kernels, activations included, and is itself
+//! checked by finite differences (below).
 
 use crate::{Activation, Layout};
 
@@ -46,6 +46,36 @@ pub struct Gradients {
     pub beta: Vec<f64>,
 }
 
+/// The value of an activation at `v`, by its definition.
+pub fn value(activation: Activation, v: f64) -> f64 {
+    if v.is_nan() {
+        return v;
+    }
+    match activation {
+        Activation::None => v,
+        Activation::Relu => v.max(0.0),
+        Activation::LeakyRelu(slope) if v < 0.0 => slope * v,
+        Activation::LeakyRelu(_) => v,
+        Activation::Relu6 => v.clamp(0.0, 6.0),
+        Activation::Clamp { min, max } => v.clamp(min, max),
+    }
+}
+
+/// `dy` times the derivative of an activation at `v`: 0 where the activation is flat, whatever `dy` is.
+pub fn gradient(activation: Activation, v: f64, dy: f64) -> f64 {
+    let inside = |min: f64, max: f64| if v <= min || v >= max { 0.0 } else { dy };
+    match activation {
+        Activation::None => dy,
+        Activation::Relu if v <= 0.0 => 0.0,
+        Activation::Relu => dy,
+        Activation::LeakyRelu(0.0) if v <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if v <= 0.0 => slope * dy,
+        Activation::LeakyRelu(_) => dy,
+        Activation::Relu6 => inside(0.0, 6.0),
+        Activation::Clamp { min, max } => inside(min, max),
+    }
+}
+
 impl Problem {
     fn channel(&self, index: usize) -> usize {
         index / self.layout.inner() % self.layout.channels()
@@ -85,14 +115,14 @@ impl Problem {
     /// The output.
     pub fn forward(&self, used: &Used) -> Vec<f64> {
         (0..self.x.len())
-            .map(|i| self.activation.value(self.pre_activation(used, i)))
+            .map(|i| value(self.activation, self.pre_activation(used, i)))
             .collect()
     }
 
     /// The gradients, where `used` are constants: inference.
     pub fn inference_backward(&self, used: &Used, dy: &[f64]) -> Gradients {
         let residual: Vec<f64> = (0..self.x.len())
-            .map(|i| dy[i] * self.activation.derivative(self.pre_activation(used, i)))
+            .map(|i| gradient(self.activation, self.pre_activation(used, i), dy[i]))
             .collect();
         let normalized =
             |i: usize| (self.x[i] - used.mean[self.channel(i)]) * used.inv_std[self.channel(i)];
@@ -226,6 +256,38 @@ mod tests {
                 assert_close(&gradients.residual, &by_residual, "residual");
             }
         }
+    }
+
+    #[test]
+    fn activations_follow_their_definitions() {
+        let clamp = Activation::Clamp {
+            min: -1.0,
+            max: 2.0,
+        };
+        let cases = [
+            (Activation::None, -3.0, -3.0, 1.0),
+            (Activation::Relu, -3.0, 0.0, 0.0),
+            (Activation::Relu, 0.0, 0.0, 0.0),
+            (Activation::Relu, 3.0, 3.0, 1.0),
+            (Activation::Relu, f64::NEG_INFINITY, 0.0, 0.0),
+            (Activation::LeakyRelu(0.1), -2.0, -0.2, 0.1),
+            (Activation::LeakyRelu(0.1), 2.0, 2.0, 1.0),
+            (Activation::Relu6, 5.0, 5.0, 1.0),
+            (Activation::Relu6, 6.0, 6.0, 0.0),
+            (Activation::Relu6, 7.0, 6.0, 0.0),
+            (clamp, -1.5, -1.0, 0.0),
+            (clamp, 1.5, 1.5, 1.0),
+            (clamp, 2.5, 2.0, 0.0),
+        ];
+        for (act, v, expected, derivative) in cases {
+            assert_eq!(
+                (value(act, v), gradient(act, v, 1.0)),
+                (expected, derivative),
+                "{act:?} at {v}"
+            );
+        }
+        assert!(value(Activation::Relu, f64::NAN).is_nan());
+        assert_eq!(gradient(Activation::Relu, -1.0, f64::INFINITY), 0.0);
     }
 
     #[test]

@@ -1,17 +1,16 @@
-//! Loading and storing the element types as registers of their accumulation type.
+//! Moving some elements between memory and one register.
 
-use std::mem::MaybeUninit;
-
-use half::{bf16, f16};
 use macerator::{Scalar, Simd, Vector};
 
-use super::{Lane, MAX_LANES};
-use crate::Element;
-use crate::element::convert;
+use super::MAX_LANES;
+use crate::{Accum, Element};
 
-/// Asks for a cache line that will be read. Any address is allowed.
+/// A register of the arithmetic's type.
+pub(crate) type Reg<S, A> = Vector<S, A>;
+
+/// Asks for the cache line at an address, which need not be valid.
 #[inline(always)]
-pub(super) fn prefetch_to_read<E>(_ptr: *const E) {
+pub(super) fn prefetch<E>(_ptr: *const E) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch is part of the baseline of x86-64 and never faults.
     unsafe {
@@ -20,52 +19,7 @@ pub(super) fn prefetch_to_read<E>(_ptr: *const E) {
     }
 }
 
-/// Asks for a cache line that will be written. Any address is allowed.
-#[inline(always)]
-pub(super) fn prefetch_to_write<E>(_ptr: *const E) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above; processors without a prefetch for writing take it as no operation.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(_ptr.cast());
-    }
-}
-
-macro_rules! impl_lane {
-    ($($ty: ty),*) => {
-        $(impl Lane for $ty {
-            const POSITIONS: [Self; MAX_LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-            const LOWEST: Self = <$ty>::MIN;
-        })*
-    };
-}
-
-impl_lane!(f32, f64);
-
-/// # Safety
-///
-/// As for [`Element::store_past_caches`].
-#[inline(always)]
-unsafe fn store_past_caches<S: Simd, A: Lane>(ptr: *mut A, value: Vector<S, A>) {
-    debug_assert!(ptr.addr().is_multiple_of(size_of::<Vector<S, A>>()));
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller vouches for `ptr` and its alignment. A register of this size is a register of the instruction set that the code
-    // around this call is compiled for and the processor has, so the processor has the instruction too; its bits do not depend on the type.
-    unsafe {
-        use std::arch::x86_64::{_mm_stream_ps, _mm256_stream_ps, _mm512_stream_ps};
-        use std::mem::transmute_copy;
-        match size_of::<Vector<S, A>>() {
-            64 => return _mm512_stream_ps(ptr.cast(), transmute_copy(&value)),
-            32 => return _mm256_stream_ps(ptr.cast(), transmute_copy(&value)),
-            16 => return _mm_stream_ps(ptr.cast(), transmute_copy(&value)),
-            _ => {}
-        }
-    }
-    // SAFETY: the caller vouches for `ptr`.
-    unsafe { A::vstore_unaligned(ptr, value) }
-}
-
-/// Orders what was stored past the caches before all that follows. Other stores need no such thing.
+/// Orders streaming stores before all that follows. Other stores need no such thing.
 #[inline(always)]
 pub(super) fn fence() {
     #[cfg(target_arch = "x86_64")]
@@ -75,131 +29,129 @@ pub(super) fn fence() {
     }
 }
 
-macro_rules! impl_element {
-    ($ty: ty, $accum: ty, $widen: expr, $narrow: expr, $full_load: expr, $full_store: expr, $past_caches: expr) => {
-        impl Element for $ty {
-            type Accum = $accum;
+/// The lanes below `n`.
+#[inline(always)]
+pub(super) fn first_lanes<S: Simd, A: Accum>(n: usize) -> macerator::Mask<S, A> {
+    // SAFETY: `POSITIONS` is as long as the longest register.
+    let positions = unsafe { A::vload_unaligned::<S>(A::POSITIONS.as_ptr()) };
+    positions.lt(A::from_f64(n as f64).splat())
+}
 
-            const PAST_CACHES: bool =
-                cfg!(target_arch = "x86_64") && size_of::<$ty>() == size_of::<$accum>();
-
-            #[inline(always)]
-            unsafe fn store_past_caches<S: Simd>(ptr: *mut Self, value: Vector<S, $accum>) {
-                // SAFETY: the caller vouches for `ptr`.
-                unsafe { $past_caches(ptr, value) }
-            }
-
-            #[inline(always)]
-            fn to_accum(self) -> $accum {
-                $widen(self)
-            }
-
-            #[inline(always)]
-            fn from_accum(value: $accum) -> Self {
-                $narrow(value)
-            }
-
-            #[inline(always)]
-            unsafe fn load<S: Simd, const FULL: bool>(
-                ptr: *const Self,
-                n: usize,
-            ) -> Vector<S, $accum> {
-                debug_assert!(n <= <$accum>::lanes::<S>());
-                if FULL {
-                    // SAFETY: the caller says that all lanes may be read.
-                    return unsafe { $full_load(ptr) };
+/// Loads `n` elements into the first lanes, and zeros behind them. Where `n` is a constant after inlining, so is the choice.
+///
+/// # Safety
+///
+/// `ptr` must be valid for reading `n` elements, and `n` at most the number of lanes.
+#[inline(always)]
+pub(super) unsafe fn load<S: Simd, E: Element>(ptr: *const E, n: usize) -> Reg<S, E::Accum> {
+    debug_assert!(n <= E::Accum::lanes::<S>());
+    // SAFETY: the caller vouches for `n` elements at `ptr`: all lanes, or those that a mask or the copy selects. Registers of 32 and 64 bytes are
+    // those of instruction sets that have these instructions, and the code around this call only runs on processors that have them (`Isa`).
+    // Masked lanes are not accessed, and become zero. Source and target of a transmutation have the same size.
+    unsafe {
+        if n == E::Accum::lanes::<S>() {
+            return E::load_register(ptr);
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::*;
+            use std::mem::transmute_copy;
+            match (size_of::<E>(), size_of::<Reg<S, E::Accum>>()) {
+                (4, 64) => return transmute_copy(&_mm512_maskz_loadu_ps(low_bits(n), ptr.cast())),
+                (8, 64) => {
+                    let mask = low_bits(n) as u8;
+                    return transmute_copy(&_mm512_maskz_loadu_pd(mask, ptr.cast()));
                 }
-                let mut lanes = [0.0; MAX_LANES];
-                for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-                    // SAFETY: the caller says that `n` elements may be read.
-                    *lane = $widen(unsafe { ptr.add(i).read() });
+                (4, 32) => {
+                    let mask = _mm256_loadu_si256(LANES_32[8 - n..].as_ptr().cast());
+                    return transmute_copy(&_mm256_maskload_ps(ptr.cast(), mask));
                 }
-                // SAFETY: `lanes` is as long as the longest register.
-                unsafe { <$accum>::vload_unaligned(lanes.as_ptr()) }
-            }
-
-            #[inline(always)]
-            unsafe fn store<S: Simd, const FULL: bool>(
-                ptr: *mut Self,
-                n: usize,
-                value: Vector<S, $accum>,
-            ) {
-                debug_assert!(n <= <$accum>::lanes::<S>());
-                if FULL {
-                    // SAFETY: the caller says that all lanes may be written.
-                    return unsafe { $full_store(ptr, value) };
+                (8, 32) => {
+                    let mask = _mm256_loadu_si256(LANES_64[4 - n..].as_ptr().cast());
+                    return transmute_copy(&_mm256_maskload_pd(ptr.cast(), mask));
                 }
-                let mut lanes = [0.0; MAX_LANES];
-                // SAFETY: `lanes` is as long as the longest register.
-                unsafe { <$accum>::vstore_unaligned(lanes.as_mut_ptr(), value) };
-                for (i, &lane) in lanes.iter().enumerate().take(n) {
-                    // SAFETY: the caller says that `n` elements may be written.
-                    unsafe { ptr.add(i).write($narrow(lane)) };
-                }
+                _ => {}
             }
         }
-    };
-}
-
-macro_rules! impl_native {
-    ($ty: ty) => {
-        impl_element!(
-            $ty,
-            $ty,
-            std::convert::identity,
-            std::convert::identity,
-            <$ty>::vload_unaligned,
-            <$ty>::vstore_unaligned,
-            store_past_caches::<S, $ty>
-        );
-    };
-}
-
-impl_native!(f32);
-impl_native!(f64);
-
-/// # Safety
-///
-/// `ptr` must be valid for reading all lanes.
-#[inline(always)]
-unsafe fn widen<S: Simd, E: Copy>(ptr: *const E, convert: impl Fn(E) -> f32) -> Vector<S, f32> {
-    let mut lanes = [MaybeUninit::<f32>::uninit(); MAX_LANES];
-    // The length is a constant after inlining, so this becomes a vector conversion and the array a register.
-    for (i, lane) in lanes.iter_mut().enumerate().take(f32::lanes::<S>()) {
-        // SAFETY: the caller says that all lanes may be read.
-        lane.write(convert(unsafe { ptr.add(i).read() }));
-    }
-    // SAFETY: the loop has initialised as many values as a register has.
-    unsafe { f32::vload_unaligned(lanes.as_ptr().cast()) }
-}
-
-/// # Safety
-///
-/// `ptr` must be valid for writing all lanes.
-#[inline(always)]
-unsafe fn narrow<S: Simd, E: Copy>(ptr: *mut E, value: Vector<S, f32>, convert: impl Fn(f32) -> E) {
-    let mut lanes = [0.0; MAX_LANES];
-    // SAFETY: `lanes` is as long as the longest register.
-    unsafe { f32::vstore_unaligned(lanes.as_mut_ptr(), value) };
-    for (i, &lane) in lanes.iter().enumerate().take(f32::lanes::<S>()) {
-        // SAFETY: the caller says that all lanes may be written.
-        unsafe { ptr.add(i).write(convert(lane)) };
+        let mut lanes = [E::default(); MAX_LANES];
+        copy(ptr, lanes.as_mut_ptr(), n);
+        E::load_register(lanes.as_ptr())
     }
 }
 
-macro_rules! impl_half {
-    ($ty: ty, $to: path, $from: path) => {
-        impl_element!(
-            $ty,
-            f32,
-            $to,
-            $from,
-            |ptr| widen::<S, $ty>(ptr, $to),
-            |ptr, value| narrow::<S, $ty>(ptr, value, $from),
-            |ptr, value| narrow::<S, $ty>(ptr, value, $from)
-        );
-    };
+/// Stores the first `n` lanes; with a streaming store, which goes past the caches, if `streaming` and the instruction set has one.
+///
+/// A partial register is stored piece by piece: masked stores take some 15 nanoseconds each on Zen 4, and one that reaches into a line that was
+/// streamed reads it back.
+///
+/// # Safety
+///
+/// `ptr` must be valid for writing `n` elements, and `n` at most the number of lanes. If `streaming` and `n` is the number of lanes, `ptr` must be a
+/// multiple of the size of so many elements.
+#[inline(always)]
+pub(super) unsafe fn store<S: Simd, E: Element>(
+    ptr: *mut E,
+    n: usize,
+    value: Reg<S, E::Accum>,
+    streaming: bool,
+) {
+    debug_assert!(n <= E::Accum::lanes::<S>());
+    let mut lanes = [E::default(); MAX_LANES];
+    // SAFETY: the caller vouches for `n` elements at `ptr`, and for the alignment of streaming stores; `lanes` has room for any register. Registers
+    // of 32 and 64 bytes are those of instruction sets that have such stores, and the code around this call only runs on processors that have them.
+    unsafe {
+        if n == E::Accum::lanes::<S>() {
+            #[cfg(target_arch = "x86_64")]
+            if streaming {
+                use std::arch::x86_64::*;
+                let bytes = n * size_of::<E>();
+                debug_assert!(bytes < 16 || ptr.addr().is_multiple_of(bytes));
+                E::store_register(lanes.as_mut_ptr(), value);
+                let from = lanes.as_ptr();
+                match bytes {
+                    64 => return _mm512_stream_ps(ptr.cast(), _mm512_loadu_ps(from.cast())),
+                    32 => return _mm256_stream_ps(ptr.cast(), _mm256_loadu_ps(from.cast())),
+                    16 => return _mm_stream_ps(ptr.cast(), _mm_loadu_ps(from.cast())),
+                    _ => {}
+                }
+            }
+            return E::store_register(ptr, value);
+        }
+        E::store_register(lanes.as_mut_ptr(), value);
+        copy(lanes.as_ptr(), ptr, n);
+    }
 }
 
-impl_half!(f16, convert::f16_to_f32, convert::f32_to_f16);
-impl_half!(bf16, convert::bf16_to_f32, convert::f32_to_bf16);
+/// Copies fewer elements than the longest register has lanes, in pieces whose sizes the compiler knows.
+///
+/// # Safety
+///
+/// `from` must be valid for reading and `to` for writing `n` elements, `n` less than [`MAX_LANES`].
+#[inline(always)]
+unsafe fn copy<E: Copy>(from: *const E, to: *mut E, n: usize) {
+    debug_assert!(n < MAX_LANES);
+    let mut at = 0;
+    macro_rules! piece {
+        ($($size: literal),*) => {
+            $(if n & $size != 0 {
+                // SAFETY: the pieces that are taken add up to `n`.
+                unsafe { std::ptr::copy_nonoverlapping(from.add(at), to.add(at), $size) };
+                at += $size;
+            })*
+        };
+    }
+    piece!(8, 4, 2, 1);
+    debug_assert!(at == n);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn low_bits(n: usize) -> u16 {
+    ((1u32 << n) - 1) as u16
+}
+
+/// From position `8 - n` on, `n` lanes are set; likewise in `LANES_64` from `4 - n` on.
+#[cfg(target_arch = "x86_64")]
+static LANES_32: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+#[cfg(target_arch = "x86_64")]
+static LANES_64: [i64; 8] = [-1, -1, -1, -1, 0, 0, 0, 0];

@@ -2,51 +2,35 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `region.rs` | [`Region`]: pointers together with the rectangle that they are valid for; splitting it for threads |
-//! | `operands.rs` | the pointers that passes work on, and the regions of whole tensors |
-//! | `passes.rs` | the passes over memory: what happens to one register of each operand |
-//! | `tail.rs` | activation and residual, which follow the normalization |
-//! | `leaf.rs` | the two loops that drive any pass: along a row of one channel, and across channels |
-//! | `columns.rs` | matrices whose columns belong to different channels |
-//! | `map.rs`, `reduce.rs` | a whole task: a pass that writes, or a statistic, of a rectangle of channels |
-//! | `lanes.rs` | loading and storing the element types |
+//! | `kernels.rs` | the kernels: safe functions from registers to registers |
+//! | `rows.rs`, `columns.rs` | the two loops that drive any kernel: along one channel, and across channels |
+//! | `tile.rs` | [`Tile`](tile::Tile): pointers together with the rectangle that they are valid for |
+//! | `lanes.rs`, `half.rs` | one register: loading, storing, converting |
+//! | `moments.rs` | mean and variance: the algorithm, and its prose |
+//! | `tasks.rs` | what a thread does in one go: a partial reduction, or a kernel that writes, over some channels |
 //!
-//! A kernel is an [`Op`]: a struct whose `run` is generic over macerator's [`Simd`]. [`Isa::run`] compiles it once per instruction set and picks
-//! one at run time. An op is a whole task (many rows, many channels), so that this choice costs nothing. Every function below an op is
-//! `#[inline(always)]`: only what is inlined into the dispatched function is compiled for its instruction set.
+//! A task is generic over macerator's [`Simd`]. [`Isa::run`] has it compiled once per instruction set and picks one at run time. A task is many rows or
+//! many channels, so that the choice costs nothing. Every function below a task that has to do with registers is `#[inline(always)]`: only what
+//! is inlined into the dispatched function is compiled for its instruction set.
+
+// Registers are taken from arrays by index: an iterator's closure is not sure to be inlined, and is then compiled for another instruction set.
+#![allow(clippy::needless_range_loop)]
 
 use std::cell::Cell;
 
-use macerator::{
-    Arch, ReduceAdd, Scalar, Simd, VAdd, VMul, VMulAdd, VOrd, VSelect, VSub, WithSimd,
-};
+use macerator::{Arch, Simd, WithSimd};
 
 pub(crate) mod columns;
+pub(crate) mod half;
+pub(crate) mod kernels;
 mod lanes;
-mod leaf;
-pub(crate) mod map;
-pub(crate) mod operands;
-pub(crate) mod passes;
-pub(crate) mod reduce;
-pub(crate) mod region;
-pub(crate) mod tail;
+pub(crate) mod moments;
+pub(crate) mod rows;
+pub(crate) mod tasks;
+pub(crate) mod tile;
 
 /// The most lanes of `f32` that any register has.
 pub(crate) const MAX_LANES: usize = 16;
-
-/// What the kernels need from a lane: `f32` and `f64`.
-pub trait Lane: Scalar + VAdd + VSub + VMul + VMulAdd + VOrd + VSelect + ReduceAdd {
-    /// The positions of the lanes, to make masks from.
-    const POSITIONS: [Self; MAX_LANES];
-    /// The finite value next to negative infinity.
-    const LOWEST: Self;
-}
-
-/// A kernel, compiled once per instruction set.
-pub(crate) trait Op {
-    type Output;
-    fn run<S: Simd>(self) -> Self::Output;
-}
 
 /// An instruction set that this machine has.
 ///
@@ -83,6 +67,8 @@ impl Isa {
     }
 
     /// Calls `f`; the kernels that it calls on this thread use this instruction set, on all the threads that they fan out to.
+    ///
+    /// For tests. While the thread waits for its helpers, rayon may give it an unrelated job, whose kernels then use this instruction set too.
     pub fn force<R>(self, f: impl FnOnce() -> R) -> R {
         struct Restore(Option<Isa>);
         impl Drop for Restore {
@@ -99,30 +85,35 @@ impl Isa {
         FORCED.get().unwrap_or_else(|| Isa(Arch::detect()))
     }
 
-    /// Runs a kernel compiled for this instruction set.
-    pub(crate) fn run<O: Op>(self, op: O) -> O::Output {
-        struct Dispatched<O>(O);
-        impl<O: Op> WithSimd for Dispatched<O> {
-            type Output = O::Output;
-            #[inline(always)]
-            fn with_simd<S: Simd>(self) -> O::Output {
-                self.0.run::<S>()
-            }
-        }
+    /// Runs a task compiled for this instruction set.
+    pub(crate) fn run<T: WithSimd>(self, task: T) -> T::Output {
         // SAFETY: an `Isa` is only made from `Arch::detect` and from the levels below it (`available`), so the processor has its features.
-        unsafe { self.0.dispatch(Dispatched(op)) }
+        unsafe { self.0.dispatch(task) }
+    }
+}
+
+/// Ordinary loops over values per channel, compiled for the instruction set so that the compiler can vectorize them.
+pub(crate) struct Plain<F>(pub F);
+
+impl<F: FnOnce()> WithSimd for Plain<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self) {
+        (self.0)();
     }
 }
 
 #[cfg(test)]
 mod tests {
+
     use super::*;
 
     struct Width;
-    impl Op for Width {
+    impl WithSimd for Width {
         type Output = usize;
         #[inline(always)]
-        fn run<S: Simd>(self) -> usize {
+        fn with_simd<S: Simd>(self) -> usize {
             S::lanes32()
         }
     }

@@ -1,14 +1,13 @@
 //! A problem in some element type, its solution by the kernels, and the comparison with the reference.
 
-use batchnorm_cpu::reference::{Problem, Used};
+use batchnorm_cpu::reference::{Problem, gradient};
 use batchnorm_cpu::{
-    Accum, Activation, Affine, BatchStatistics, Coefficients, Element, Epilogue, Gradients, Layout,
-    Normalization, Output, Saved, Statistics, Stream, backward, backward_sums, input_grad, moments,
-    normalize, train_forward,
+    Accum, Activation, Affine, Element, Epilogue, Given, Gradients, InOut, Layout, Output, Saved,
+    Statistics, affine, backward, moments, normalize, train,
 };
 
-/// Every kind of tail: nothing, an activation, a residual, both.
-pub const TAILS: [(Activation, bool); 7] = [
+/// Every kind of epilogue: nothing, an activation, a residual, both.
+pub const EPILOGUES: [(Activation, bool); 8] = [
     (Activation::None, false),
     (Activation::Relu, false),
     (Activation::LeakyRelu(0.1), false),
@@ -22,6 +21,13 @@ pub const TAILS: [(Activation, bool); 7] = [
         },
         true,
     ),
+    (
+        Activation::Clamp {
+            min: f64::NEG_INFINITY,
+            max: 0.5,
+        },
+        false,
+    ),
 ];
 
 /// An element type and how far its results may be from the reference.
@@ -30,7 +36,7 @@ pub trait Tested: Element {
     const TENSOR: f64;
     /// The same for the gradients of the input, which cancel more.
     const GRADIENT: f64;
-    /// For channel vectors, relative to the sum of what was added up. The portable instruction set, one lane wide, has the longest sums and
+    /// For channel vectors, relative to the sum of what was added up. The portable instruction set, two lanes wide, has the longest sums and
     /// the largest errors.
     const VECTOR: f64;
 }
@@ -122,7 +128,8 @@ impl<E: Tested> Case<E> {
             ..problem.clone()
         };
         for (dy, z) in dy.iter_mut().zip(linear.forward(&problem.batch())) {
-            let apart = |by: f64| activation.derivative(z - by) == activation.derivative(z + by);
+            let slope = |z: f64| gradient(activation, z, 1.0);
+            let apart = |by: f64| slope(z - by) == slope(z + by);
             if !apart(1e-4) {
                 *dy = narrow(&[0.0])[0];
             }
@@ -148,69 +155,73 @@ impl<E: Tested> Case<E> {
         }
     }
 
+    pub fn affine(&self) -> Affine<'_, E::Accum> {
+        Affine {
+            gamma: &self.gamma,
+            beta: &self.beta,
+        }
+    }
+
     fn channels(&self) -> Vec<E::Accum> {
         vec![E::Accum::from_f64(f64::NAN); self.layout().channels()]
     }
 
-    pub fn train_forward(&self, stream: Stream<'_, E>) -> [Vec<E::Accum>; 3] {
-        let [mut mean, mut variance, mut inv_std] = std::array::from_fn(|_| self.channels());
-        let out = BatchStatistics {
-            mean: &mut mean,
-            mean_low: None,
-            variance: &mut variance,
-            inv_std: &mut inv_std,
-        };
-        let affine = Affine {
-            gamma: &self.gamma,
-            beta: &self.beta,
-        };
-        train_forward(
+    /// The statistics, `[4, channels]`.
+    pub fn train(&self, x: InOut<'_, E>) -> Vec<E::Accum> {
+        let mut saved = vec![E::Accum::from_f64(f64::NAN); 4 * self.layout().channels()];
+        let out = Statistics::split_mut(&mut saved, self.layout().channels()).expect("four");
+        train(
             self.layout(),
-            stream,
-            affine,
+            x,
+            self.affine(),
             self.problem.epsilon,
             self.epilogue(),
             out,
         )
         .expect("valid");
-        [mean, variance, inv_std]
+        saved
     }
 
-    pub fn saved<'a>(&'a self, [mean, _, inv_std]: &'a [Vec<E::Accum>; 3]) -> Saved<'a, E::Accum> {
-        Saved {
-            gamma: &self.gamma,
-            beta: &self.beta,
-            mean,
-            mean_low: None,
-            inv_std,
-            statistics: Statistics::OfBatch,
+    pub fn batch<'a>(&self, saved: &'a [E::Accum]) -> Statistics<&'a [E::Accum]> {
+        Statistics::split(saved, self.layout().channels()).expect("four")
+    }
+
+    /// The statistics as constants.
+    pub fn given<'a>(&self, saved: &'a [E::Accum]) -> Given<'a, E::Accum> {
+        let statistics = self.batch(saved);
+        Given {
+            mean: statistics.mean,
+            mean_lo: Some(statistics.mean_lo),
+            variance: statistics.variance,
+            epsilon: self.problem.epsilon,
         }
     }
 
-    /// `[dgamma, dbeta]`.
+    /// `[gamma_grad, beta_grad]`.
     pub fn backward(
         &self,
-        train: bool,
-        stream: Stream<'_, E>,
-        stats: &[Vec<E::Accum>; 3],
+        saved: Saved<'_, E::Accum>,
+        y_grad: InOut<'_, E>,
         residual: Option<Output<'_, E>>,
     ) -> [Vec<E::Accum>; 2] {
-        let (mut dgamma, mut dbeta) = (self.channels(), self.channels());
+        let (mut gamma_grad, mut beta_grad) = (self.channels(), self.channels());
         let out = Gradients {
             residual,
-            gamma: Some(&mut dgamma),
-            beta: Some(&mut dbeta),
+            gamma: Some(&mut gamma_grad),
+            beta: Some(&mut beta_grad),
         };
-        let statistics = match train {
-            true => Statistics::OfBatch,
-            false => Statistics::Constant,
-        };
-        let saved = Saved {
-            statistics,
-            ..self.saved(stats)
-        };
-        backward(self.layout(), &self.x, stream, saved, self.epilogue(), out).expect("valid");
-        [dgamma, dbeta]
+        self.gradients(saved, y_grad, out);
+        [gamma_grad, beta_grad]
+    }
+
+    pub fn gradients(
+        &self,
+        saved: Saved<'_, E::Accum>,
+        y_grad: InOut<'_, E>,
+        out: Gradients<'_, E>,
+    ) {
+        let (layout, epilogue) = (self.layout(), self.epilogue());
+        backward(layout, &self.x, y_grad, saved, self.affine(), epilogue, out).expect("valid");
     }
 
     /// Runs every kernel and compares.
@@ -221,191 +232,171 @@ impl<E: Tested> Case<E> {
         let nan: Vec<E> = narrow(&vec![f64::NAN; n]);
 
         let mut y = nan.clone();
-        let stats = self.train_forward(Stream::new(&self.x, &mut y));
-        let [mean, variance] = problem.statistics();
-        // Rounding errors of a mean are those of the values that were added up.
+        let saved = self.train(InOut::new(&self.x, &mut y));
         let used = problem.batch();
-        let spread = variance.iter().fold(1.0f64, |a, v| a.max(v.sqrt()));
+        self.check_statistics(self.batch(&saved), &what);
+        let inv_std = self.batch(&saved).inv_std;
         compare(
-            &stats[0],
-            &mean,
-            E::VECTOR * spread,
-            &format!("mean {what}"),
-        );
-        compare(
-            &stats[1],
-            &variance,
-            4.0 * E::VECTOR,
-            &format!("variance {what}"),
-        );
-        compare(
-            &stats[2],
+            inv_std,
             &used.inv_std,
             40.0 * E::VECTOR,
             &format!("inv_std {what}"),
         );
+        let expected = problem.forward(&used);
+        compare(&y, &expected, E::TENSOR * 4.0, &format!("y {what}"));
+
+        let mut y = nan.clone();
+        let x = InOut::new(&self.x, &mut y);
+        normalize(
+            layout,
+            x,
+            self.given(&saved),
+            self.affine(),
+            self.epilogue(),
+        )
+        .expect("valid");
         compare(
             &y,
-            &problem.forward(&used),
+            &expected,
             E::TENSOR * 4.0,
-            &format!("y {what}"),
+            &format!("normalized {what}"),
+        );
+
+        let [mut mean, mut mean_lo, mut variance] = std::array::from_fn(|_| self.channels());
+        moments(layout, &self.x, &mut mean, &mut mean_lo, &mut variance).expect("valid");
+        let statistics = Statistics {
+            mean: &mean[..],
+            mean_lo: &mean_lo,
+            variance: &variance,
+            inv_std,
+        };
+        assert!(
+            statistics == self.batch(&saved),
+            "moments are those of train: {what}"
         );
 
         for train in [true, false] {
-            let mut dx = nan.clone();
-            let mut dresidual = self.residual.as_ref().map(|_| nan.clone());
-            let [dgamma, dbeta] = self.backward(
-                train,
-                Stream::new(&self.dy, &mut dx),
-                &stats,
-                dresidual.as_mut().map(Output::from),
-            );
-            let dy = wide(&self.dy);
-            let expected = if train {
-                problem.train_backward(&used, &dy)
-            } else {
-                problem.inference_backward(&used, &dy)
-            };
-            let what = format!("train {train} {what}");
-            let many = (layout.samples_per_channel() as f64).sqrt().max(1.0);
-            compare(
-                &dgamma,
-                &expected.gamma,
-                8.0 * E::VECTOR * many,
-                &format!("dgamma {what}"),
-            );
-            compare(
-                &dbeta,
-                &expected.beta,
-                4.0 * E::VECTOR * many,
-                &format!("dbeta {what}"),
-            );
-            let steep = used.inv_std.iter().fold(1.0, |a: f64, &b| a.max(b));
-            compare(&dx, &expected.x, E::GRADIENT * steep, &format!("dx {what}"));
-            if let Some(dresidual) = dresidual {
-                compare(
-                    &dresidual,
-                    &expected.residual,
-                    E::GRADIENT,
-                    &format!("dresidual {what}"),
-                );
-            }
+            self.check_backward(train, &saved, &what);
         }
-        self.check_primitives(&used, &what);
+        self.check_affine(&what);
     }
 
-    /// The four kernels that fused ones are made of, put together by hand.
-    fn check_primitives(&self, used: &Used, what: &str) {
-        let (layout, problem) = (self.layout(), &self.problem);
-        let samples = layout.samples_per_channel().max(1) as f64;
-        let [mut mean, mut m2, mut sum, mut product] = std::array::from_fn(|_| self.channels());
-        moments(layout, &self.x, &mut mean, &mut m2).expect("valid");
-        let variance: Vec<f64> = m2.iter().map(|m| m.to_f64() / samples).collect();
-        let [expected_mean, expected_variance] = problem.statistics();
-        let spread = expected_variance
-            .iter()
-            .fold(1.0f64, |a, v| a.max(v.sqrt()));
+    fn check_statistics(&self, statistics: Statistics<&[E::Accum]>, what: &str) {
+        let [mean, variance] = self.problem.statistics();
+        // Rounding errors of a mean are those of the values that were added up.
+        let spread = variance.iter().fold(1.0f64, |a, v| a.max(v.sqrt()));
+        let tolerance = E::VECTOR * spread;
+        compare(statistics.mean, &mean, tolerance, &format!("mean {what}"));
+        let low = statistics.mean.iter().zip(statistics.mean_lo);
+        for ((mean, low), expected) in low.zip(&mean) {
+            let both = mean.to_f64() + low.to_f64();
+            let error = (both - expected).abs() / expected.abs().max(1.0);
+            assert!(error <= tolerance, "mean_lo {what}: {both} {expected}");
+            let half_unit = mean.to_f64().abs().max(1e-30) * 6e-8;
+            assert!(low.to_f64().abs() <= half_unit, "mean_lo {what}: {low:?}");
+        }
         compare(
-            &mean,
-            &expected_mean,
-            E::VECTOR * spread,
-            &format!("mean {what}"),
-        );
-        compare(
-            &narrow::<E::Accum>(&variance),
-            &expected_variance,
+            statistics.variance,
+            &variance,
             4.0 * E::VECTOR,
-            &format!("m2 {what}"),
+            &format!("variance {what}"),
         );
+    }
 
-        let mean: Vec<E::Accum> = narrow(&used.mean);
-        let scale: Vec<E::Accum> = narrow(
-            &problem
-                .gamma
-                .iter()
-                .zip(&used.inv_std)
-                .map(|(g, s)| g * s)
-                .collect::<Vec<_>>(),
-        );
-        let params = Normalization {
-            mean: &mean,
-            scale: &scale,
-            shift: &self.beta,
+    fn check_backward(&self, train: bool, saved: &[E::Accum], what: &str) {
+        let (layout, problem) = (self.layout(), &self.problem);
+        let (used, dy) = (problem.batch(), wide(&self.dy));
+        let nan: Vec<E> = narrow(&vec![f64::NAN; self.x.len()]);
+        let (saved, expected) = if train {
+            let expected = problem.train_backward(&used, &dy);
+            (Saved::Batch(self.batch(saved)), expected)
+        } else {
+            let expected = problem.inference_backward(&used, &dy);
+            (Saved::Given(self.given(saved)), expected)
         };
-        let mut y: Vec<E> = narrow(&vec![f64::NAN; self.x.len()]);
-        normalize(
-            layout,
-            Stream::new(&self.x, &mut y),
-            params,
-            self.epilogue(),
-        )
-        .expect("valid");
-        compare(
-            &y,
-            &problem.forward(used),
-            E::TENSOR * 4.0,
-            &format!("normalize {what}"),
+        let mut x_grad = nan.clone();
+        let mut residual_grad = self.residual.as_ref().map(|_| nan.clone());
+        let [gamma_grad, beta_grad] = self.backward(
+            saved,
+            InOut::new(&self.dy, &mut x_grad),
+            residual_grad.as_mut().map(Output::from),
         );
-
-        backward_sums(
-            layout,
-            &self.x,
-            &self.dy,
-            params,
-            self.epilogue(),
-            &mut sum,
-            &mut product,
-        )
-        .expect("valid");
-        let expected = problem.inference_backward(used, &wide(&self.dy));
-        let many = samples.sqrt();
+        let what = format!("train {train} {what}");
+        let many = (layout.samples_per_channel() as f64).sqrt().max(1.0);
+        let vector = E::VECTOR * many;
+        let steep = used.inv_std.iter().fold(1.0, |a: f64, &b| a.max(b));
         compare(
-            &sum,
+            &gamma_grad,
+            &expected.gamma,
+            8.0 * vector,
+            &format!("gamma_grad {what}"),
+        );
+        compare(
+            &beta_grad,
             &expected.beta,
-            4.0 * E::VECTOR * many,
-            &format!("sum {what}"),
+            4.0 * vector,
+            &format!("beta_grad {what}"),
         );
-        let centred: Vec<f64> = expected
-            .gamma
-            .iter()
-            .zip(&used.inv_std)
-            .map(|(g, s)| g / s)
-            .collect();
         compare(
-            &product,
-            &centred,
-            4.0 * E::VECTOR * many,
-            &format!("sum_centred {what}"),
+            &x_grad,
+            &expected.x,
+            E::GRADIENT * steep,
+            &format!("x_grad {what}"),
         );
+        if let Some(residual_grad) = &residual_grad {
+            compare(
+                residual_grad,
+                &expected.residual,
+                E::GRADIENT,
+                &format!("residual_grad {what}"),
+            );
+        }
 
+        // Whatever is left out, the rest stays as it is.
+        for wanted in 0..16 {
+            let wants = |bit: usize| wanted >> bit & 1 == 1;
+            let (mut x, mut r) = (nan.clone(), residual_grad.as_ref().map(|_| nan.clone()));
+            let [mut gamma, mut beta] = [self.channels(), self.channels()];
+            let out = Gradients {
+                residual: r.as_mut().filter(|_| wants(1)).map(Output::from),
+                gamma: wants(2).then_some(&mut gamma[..]),
+                beta: wants(3).then_some(&mut beta[..]),
+            };
+            let dy = if wants(0) {
+                InOut::new(&self.dy, &mut x)
+            } else {
+                InOut::only(&self.dy)
+            };
+            self.gradients(saved, dy, out);
+            let what = format!("{wanted:#b} of the gradients, {what}");
+            if wants(0) {
+                // Without the sums, a kernel that reads less may take its place.
+                compare(&x, &wide(&x_grad), 1e-6, &what);
+            }
+            if let (true, Some(r), Some(expected)) = (wants(1), &r, &residual_grad) {
+                assert!(wide(r) == wide(expected), "{what}");
+            }
+            assert!(!wants(2) || gamma == gamma_grad, "{what}");
+            assert!(!wants(3) || beta == beta_grad, "{what}");
+        }
+    }
+
+    fn check_affine(&self, what: &str) {
         let mut random = Random(7);
-        let [a, b, c] = std::array::from_fn(|_| {
+        let layout = self.layout();
+        let [mean, scale, shift] = std::array::from_fn(|_| {
             narrow::<E::Accum>(&random.values(layout.channels(), 0.0, 1.0))
         });
-        let mut dx: Vec<E> = narrow(&vec![f64::NAN; self.x.len()]);
-        let coefficients = Coefficients {
-            a: &a,
-            b: &b,
-            c: &c,
-        };
-        input_grad(
-            layout,
-            &self.x,
-            Stream::new(&self.dy, &mut dx),
-            params,
-            coefficients,
-            self.epilogue(),
-            None,
-        )
-        .expect("valid");
-        let channel = |i: usize| i / layout.inner() % layout.channels();
+        let mut y: Vec<E> = narrow(&vec![f64::NAN; self.x.len()]);
+        affine(layout, InOut::new(&self.x, &mut y), &mean, &scale, &shift).expect("valid");
         let by_hand: Vec<f64> = (0..self.x.len())
             .map(|i| {
-                let [a, b, c] = [&a, &b, &c].map(|v| v[channel(i)].to_f64());
-                a * expected.residual[i] + b * (problem.x[i] - used.mean[channel(i)]) + c
+                let channel = i / layout.inner() % layout.channels();
+                let [m, s, t] = [&mean, &scale, &shift].map(|v| v[channel].to_f64());
+                (self.problem.x[i] - m) * s + t
             })
             .collect();
-        compare(&dx, &by_hand, E::GRADIENT, &format!("input_grad {what}"));
+        compare(&y, &by_hand, E::TENSOR, &format!("affine {what}"));
     }
 }
 

@@ -1,15 +1,15 @@
 //! All shapes around the widths of registers and around every cut, on every instruction set, in every type.
 
-use batchnorm_cpu::{Isa, Layout};
+use batchnorm_cpu::{Activation, InOut, Isa, Layout, Saved};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use crate::common::{Case, TAILS, Tested, layout};
+use crate::common::{Case, EPILOGUES, Tested, layout};
 
 fn check_all<E: Tested>(layouts: impl Iterator<Item = Layout>, what: &str) {
     for (i, layout) in layouts.enumerate() {
-        // One tail per layout, all of them in turn: neighbouring layouts take the same path through the loops.
-        let (activation, residual) = TAILS[i % TAILS.len()];
+        // One epilogue per layout, all of them in turn: neighbouring layouts take the same path through the loops.
+        let (activation, residual) = EPILOGUES[i % EPILOGUES.len()];
         let case = Case::<E>::random(layout, activation, residual, i as u64);
         for isa in Isa::available() {
             isa.force(|| case.check(&format!("{what} on {isa:?}")));
@@ -53,9 +53,9 @@ fn outer_sizes_around_row_groups() {
     check_all::<f16>(layouts(), "f16");
 }
 
-/// A block of a row has 16 KiB (4096 `f32`), longer rows are cut into pieces; a chunk has 64 Ki elements.
+/// A block of a row has 16 KiB (4096 `f32`), longer rows are cut into pieces; a partial has 64 Ki elements.
 #[test]
-fn long_rows_around_blocks_and_chunks() {
+fn long_runs_around_blocks_and_partials() {
     let inners = [4095, 4096, 4097, 8191, 8193, 12289, 65537, 140_000];
     check_all::<f32>(inners.into_iter().map(|inner| layout(1, 2, inner)), "f32");
     check_all::<f64>(
@@ -70,14 +70,14 @@ fn long_rows_around_blocks_and_chunks() {
     );
 }
 
-/// A unit of columns is at most 1024 wide, its blocks have 128 KiB and at least 128 rows, its chunks 256 KiB.
+/// A group of columns is at most 1024 wide, its blocks have 128 KiB and at least 128 rows, its partials 256 KiB.
 #[test]
-fn columns_around_units_blocks_and_chunks() {
+fn columns_around_groups_blocks_and_partials() {
     check_all::<f32>(
         [1023, 1024, 1025, 1040, 2049]
             .into_iter()
             .map(|c| layout(3, c, 1)),
-        "units",
+        "groups",
     );
     check_all::<f32>(
         [
@@ -90,7 +90,7 @@ fn columns_around_units_blocks_and_chunks() {
         ]
         .into_iter()
         .map(|(o, c, i)| layout(o, c, i)),
-        "units of small inner",
+        "groups of small inner",
     );
     check_all::<f32>(
         [511, 512, 513, 1025, 3000]
@@ -112,7 +112,7 @@ fn columns_around_units_blocks_and_chunks() {
     );
 }
 
-/// Units of several channels, each of few values.
+/// Groups of several channels, each of few values.
 #[test]
 fn many_channels_of_little_data() {
     check_all::<f32>(
@@ -124,8 +124,8 @@ fn many_channels_of_little_data() {
 }
 
 #[test]
-fn every_tail_in_every_regime() {
-    for (activation, residual) in TAILS {
+fn every_epilogue_in_both_directions() {
+    for (activation, residual) in EPILOGUES {
         for layout in [
             layout(6, 5, 100),
             layout(37, 40, 1),
@@ -152,16 +152,24 @@ fn tensors_without_elements_have_statistics_of_zero() {
         layout(2, 0, 5),
         layout(0, 40, 1),
     ] {
-        for (activation, residual) in TAILS {
+        for (activation, residual) in EPILOGUES {
             let case = Case::<f32>::random(layout, activation, residual, 0);
             case.check("empty");
-            let [mean, variance, inv_std] =
-                case.train_forward(batchnorm_cpu::Stream::in_place(&mut []));
-            assert!(mean.iter().chain(&variance).all(|&v| v == 0.0));
+            let saved = case.train(InOut::in_place(&mut []));
+            let statistics = case.batch(&saved);
             assert!(
-                inv_std
+                statistics
+                    .mean
                     .iter()
-                    .all(|&s| (s - 1e-3f32.powf(-0.5)).abs() < 1e-4)
+                    .chain(statistics.variance)
+                    .all(|&v| v == 0.0)
+            );
+            let expected = 1e-3f32.powf(-0.5);
+            assert!(
+                statistics
+                    .inv_std
+                    .iter()
+                    .all(|s| (s - expected).abs() < 1e-4)
             );
         }
     }
@@ -170,19 +178,16 @@ fn tensors_without_elements_have_statistics_of_zero() {
 #[test]
 fn one_value_per_channel_gives_beta_and_no_gradient() {
     for layout in [layout(1, 40, 1), layout(1, 3, 1), layout(1, 1, 1)] {
-        let case = Case::<f32>::random(layout, batchnorm_cpu::Activation::None, false, 3);
+        let case = Case::<f32>::random(layout, Activation::None, false, 3);
         let mut y = vec![f32::NAN; layout.elements()];
-        let stats = case.train_forward(batchnorm_cpu::Stream::new(&case.x, &mut y));
-        assert_eq!((&y, &stats[0]), (&case.beta, &case.x));
-        assert!(stats[1].iter().all(|&v| v == 0.0));
-        let mut dx = vec![f32::NAN; layout.elements()];
-        case.backward(
-            true,
-            batchnorm_cpu::Stream::new(&case.dy, &mut dx),
-            &stats,
-            None,
-        );
-        assert!(dx.iter().all(|d| d.abs() < 1e-5), "{dx:?}");
+        let saved = case.train(InOut::new(&case.x, &mut y));
+        let statistics = case.batch(&saved);
+        assert_eq!((&y, statistics.mean), (&case.beta, &case.x[..]));
+        assert!(statistics.variance.iter().all(|&v| v == 0.0));
+        let mut x_grad = vec![f32::NAN; layout.elements()];
+        let dy = InOut::new(&case.dy, &mut x_grad);
+        case.backward(Saved::Batch(statistics), dy, None);
+        assert!(x_grad.iter().all(|d| d.abs() < 1e-5), "{x_grad:?}");
         case.check("single");
     }
 }
@@ -201,12 +206,12 @@ proptest! {
     #[test]
     fn random_problems_agree_with_the_reference(
         layout in random_layout(),
-        tail in proptest::sample::select(&TAILS[..]),
+        epilogue in proptest::sample::select(&EPILOGUES[..]),
         isa in proptest::sample::select(Isa::available()),
         ty in 0..4,
         seed in any::<u64>(),
     ) {
-        let (activation, residual) = tail;
+        let (activation, residual) = epilogue;
         isa.force(|| match ty {
             0 => Case::<f32>::random(layout, activation, residual, seed).check("f32"),
             1 => Case::<f64>::random(layout, activation, residual, seed).check("f64"),

@@ -1,46 +1,55 @@
 //! The number of threads changes no bit.
 
-use batchnorm_cpu::{Activation, Epilogue, Normalization, Output, Stream, moments, normalize};
+use batchnorm_cpu::{Activation, InOut, Output, Saved, moments, normalize};
 use half::bf16;
 
 use crate::common::{Case, Tested, layout, wide};
 
 fn results<E: Tested>(case: &Case<E>) -> Vec<u64> {
     let mut y = case.x.clone();
-    let stats = case.train_forward(Stream::new(&case.x, &mut y));
-    let mut dx = case.dy.clone();
-    let mut dresidual = case.residual.clone();
-    let sums = case.backward(
-        true,
-        Stream::in_place(&mut dx),
-        &stats,
-        dresidual.as_mut().map(Output::from),
-    );
-    let mut mean = stats[0].clone();
-    let mut m2 = stats[0].clone();
-    moments(case.layout(), &case.x, &mut mean, &mut m2).expect("valid");
-    let mut inferred = case.x.clone();
-    let params = Normalization {
-        mean: &stats[0],
-        scale: &stats[2],
-        shift: &case.beta,
-    };
-    let stream = Stream::new(&case.x, &mut inferred);
-    normalize(case.layout(), stream, params, Epilogue::default()).expect("valid");
-    let mut all = [wide(&y), wide(&dx), wide(&inferred)].concat();
-    all.extend(dresidual.iter().flat_map(|d| wide(d)));
-    all.extend(
-        stats
-            .iter()
-            .chain(&sums)
-            .chain([&mean, &m2])
-            .flat_map(|v| wide(v)),
-    );
-    all.into_iter().map(f64::to_bits).collect()
+    let saved = case.train(InOut::new(&case.x, &mut y));
+    let mut all = vec![wide(&y), wide(&saved)];
+    for saved in [
+        Saved::Batch(case.batch(&saved)),
+        Saved::Given(case.given(&saved)),
+    ] {
+        let mut x_grad = case.dy.clone();
+        let mut residual_grad = case.residual.clone();
+        let output = residual_grad.as_mut().map(Output::from);
+        let sums = case.backward(saved, InOut::in_place(&mut x_grad), output);
+        all.extend([wide(&x_grad), wide(&sums[0]), wide(&sums[1])]);
+        all.extend(residual_grad.iter().map(|r| wide(r)));
+        let mut out = batchnorm_cpu::Gradients::default();
+        let mut beta_grad = sums[0].clone();
+        out.beta = Some(&mut beta_grad);
+        case.gradients(saved, InOut::only(&case.dy), out);
+        all.push(wide(&beta_grad));
+    }
+    let [mut mean, mut mean_lo, mut variance] = [(); 3].map(|()| case.batch(&saved).mean.to_vec());
+    moments(
+        case.layout(),
+        &case.x,
+        &mut mean,
+        &mut mean_lo,
+        &mut variance,
+    )
+    .expect("valid");
+    all.extend([wide(&mean), wide(&mean_lo), wide(&variance)]);
+    let x = InOut::new(&case.x, &mut y);
+    normalize(
+        case.layout(),
+        x,
+        case.given(&saved),
+        case.affine(),
+        case.epilogue(),
+    )
+    .expect("valid");
+    all.push(wide(&y));
+    all.into_iter().flatten().map(f64::to_bits).collect()
 }
 
 fn check<E: Tested>() {
-    // Few channels (threads share a channel), many, columns in one unit, in several and in many, narrow rows, small inner in few units and in
+    // Few channels (threads share a channel), many, columns in one group, in several and in many, narrow rows, small inner in few groups and in
     // many, and too little for threads.
     let shapes = [
         (1, 1, 400_000),
@@ -72,7 +81,7 @@ fn check<E: Tested>() {
             pool.install(|| results(&case))
         };
         let one = on(1);
-        for threads in [2, 3, 8] {
+        for threads in [2, 3, 8, 16, 33] {
             assert!(one == on(threads), "{threads} threads, {:?}", case.layout());
         }
     }

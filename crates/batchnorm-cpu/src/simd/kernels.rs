@@ -1,0 +1,192 @@
+//! The kernels, as what happens to one register of each tensor. They own no memory: the loops do (`rows.rs`, `columns.rs`).
+//!
+//! | kernel | inputs | parameters of the channel | sums | outputs |
+//! |---|---|---|---|---|
+//! | [`Shifted`] | x | -shift | `x - shift`, `(x - shift)^2` | |
+//! | [`GradientSums`] | x, dy, (residual) | mean, scale, shift | `g`, `g * (x - mean)` | |
+//! | [`Normalize`] | x, (residual) | mean, scale, shift | | y |
+//! | [`XGradient`] | x, dy, (residual) | mean, scale, shift, a, b, c | | x_grad, (residual_grad) |
+//!
+//! where `z = (x - mean) * scale + shift (+ residual)`, `y = act(z)`, `g = dy * act'(z)` and `x_grad = a * g + b * (x - mean) + c`.
+//!
+//! Residual and activation are constants of a kernel's type, so that the plain ones neither load nor compute anything for them.
+
+use macerator::Simd;
+
+use super::lanes::Reg;
+use crate::Accum;
+use crate::activation::Pieces;
+
+/// The most tensors that a kernel reads; those that it does not have are zeros.
+pub(crate) const INPUTS: usize = 3;
+/// The most tensors that a kernel writes; what it returns for the others is ignored.
+pub(crate) const OUTPUTS: usize = 2;
+/// The most parameters that a kernel takes per channel.
+pub(crate) const PARAMS: usize = 6;
+
+/// One register of everything that a kernel reads to one of everything that it writes, and a contribution to two sums.
+pub(crate) trait Kernel<A: Accum>: Copy + Send + Sync {
+    /// How many tensors it reads.
+    const INPUTS: usize;
+    /// How many tensors it writes. A kernel either writes or sums up.
+    const OUTPUTS: usize;
+    /// How many parameters it takes per channel.
+    const PARAMS: usize;
+
+    fn step<S: Simd>(
+        self,
+        inputs: [Reg<S, A>; INPUTS],
+        params: &[Reg<S, A>; PARAMS],
+        sums: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS];
+}
+
+#[inline(always)]
+fn zero<S: Simd, A: Accum>() -> Reg<S, A> {
+    A::default().splat()
+}
+
+/// Differences from a value near the mean, and their squares. Both are scaled: by 1, or by a power of two where squares leave the type's range.
+#[derive(Clone, Copy)]
+pub(crate) struct Shifted<A> {
+    /// The factor of x; the parameter is `-shift`, multiplied with it.
+    pub scale: A,
+}
+
+impl<A: Accum> Kernel<A> for Shifted<A> {
+    const INPUTS: usize = 1;
+    const OUTPUTS: usize = 0;
+    const PARAMS: usize = 1;
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        [x, ..]: [Reg<S, A>; INPUTS],
+        [minus_shift, ..]: &[Reg<S, A>; PARAMS],
+        [sum, squares]: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        let d = x.mul_add(self.scale.splat(), *minus_shift);
+        *sum += d;
+        *squares = d.mul_add(d, *squares);
+        [zero(); OUTPUTS]
+    }
+}
+
+/// Normalizes.
+#[derive(Clone, Copy)]
+pub(crate) struct Normalize<A, const ACTIVATED: bool, const RESIDUAL: bool>(pub Pieces<A>);
+
+impl<A: Accum, const ACTIVATED: bool, const RESIDUAL: bool> Kernel<A>
+    for Normalize<A, ACTIVATED, RESIDUAL>
+{
+    const INPUTS: usize = 1 + RESIDUAL as usize;
+    const OUTPUTS: usize = 1;
+    const PARAMS: usize = 3;
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        [x, residual, _]: [Reg<S, A>; INPUTS],
+        [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
+        _sums: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        let mut z = (x - *mean).mul_add(*scale, *shift);
+        if RESIDUAL {
+            z += residual;
+        }
+        let y = if ACTIVATED { self.0.value(z) } else { z };
+        [y, zero()]
+    }
+}
+
+/// The two sums that the gradients of gamma, beta and the batch statistics are made of.
+#[derive(Clone, Copy)]
+pub(crate) struct GradientSums<A, const ACTIVATED: bool, const RESIDUAL: bool>(pub Pieces<A>);
+
+impl<A: Accum, const ACTIVATED: bool, const RESIDUAL: bool> Kernel<A>
+    for GradientSums<A, ACTIVATED, RESIDUAL>
+{
+    const INPUTS: usize = 2 + RESIDUAL as usize;
+    const OUTPUTS: usize = 0;
+    const PARAMS: usize = if ACTIVATED { 3 } else { 1 };
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        inputs: [Reg<S, A>; INPUTS],
+        params: &[Reg<S, A>; PARAMS],
+        [sum, product]: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        let (centred, g) = self.0.gradient::<S, ACTIVATED, RESIDUAL>(inputs, params);
+        *sum += g;
+        *product = g.mul_add(centred, *product);
+        [zero(); OUTPUTS]
+    }
+}
+
+/// The gradients of the input and, if `GRAD`, of the residual.
+#[derive(Clone, Copy)]
+pub(crate) struct XGradient<A, const ACTIVATED: bool, const RESIDUAL: bool, const GRAD: bool> {
+    pub activation: Pieces<A>,
+    /// 0 if the statistics are constants. Then `x_grad = a * g` whatever x is: nothing is multiplied with a b of zero, because that is NaN for
+    /// an infinite x.
+    pub of_batch: A,
+}
+
+impl<A: Accum, const ACTIVATED: bool, const RESIDUAL: bool, const GRAD: bool> Kernel<A>
+    for XGradient<A, ACTIVATED, RESIDUAL, GRAD>
+{
+    const INPUTS: usize = 2 + RESIDUAL as usize;
+    const OUTPUTS: usize = 1 + GRAD as usize;
+    const PARAMS: usize = PARAMS;
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        inputs: [Reg<S, A>; INPUTS],
+        params: &[Reg<S, A>; PARAMS],
+        _sums: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        let (centred, g) = self
+            .activation
+            .gradient::<S, ACTIVATED, RESIDUAL>(inputs, params);
+        let [_, _, _, a, b, c] = *params;
+        let constant = self.of_batch.splat::<S>().eq(zero());
+        let centred = constant.select(zero(), centred);
+        [g.mul_add(a, centred.mul_add(b, c)), g]
+    }
+}
+
+impl<A: Accum> Pieces<A> {
+    /// `act(z)`.
+    #[inline(always)]
+    fn value<S: Simd>(self, z: Reg<S, A>) -> Reg<S, A> {
+        let outer = z
+            .max(self.floor.splat())
+            .mul_add(self.slope.splat(), self.offset.splat());
+        let y = z.lt(self.low.splat()).select(outer, z);
+        let high = self.high.splat();
+        z.gt(high).select(high, y)
+    }
+
+    /// `x - mean` and `g = dy * act'(z)`. A derivative of 0 selects 0, it does not multiply: dy may be infinite.
+    #[inline(always)]
+    fn gradient<S: Simd, const ACTIVATED: bool, const RESIDUAL: bool>(
+        self,
+        [x, dy, residual]: [Reg<S, A>; INPUTS],
+        [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
+    ) -> (Reg<S, A>, Reg<S, A>) {
+        let centred = x - *mean;
+        if !ACTIVATED {
+            return (centred, dy);
+        }
+        let mut z = centred.mul_add(*scale, *shift);
+        if RESIDUAL {
+            z += residual;
+        }
+        let slope = self.slope.splat::<S>();
+        let outer = slope.eq(zero()).select(zero(), dy * slope);
+        let g = z.le(self.low.splat()).select(outer, dy);
+        (centred, z.ge(self.high.splat()).select(zero(), g))
+    }
+}

@@ -32,4 +32,4 @@ impl HostTensor for FlexTensor {
     }
 }
 
-super::host::implement!(Flex, FlexTensor);
+super::implement::implement!(Flex, FlexTensor);

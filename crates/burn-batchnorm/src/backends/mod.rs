@@ -7,7 +7,7 @@ mod flex;
 #[cfg(feature = "host")]
 mod host;
 #[cfg(feature = "host")]
-mod memory;
+mod implement;
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
 mod ndarray;

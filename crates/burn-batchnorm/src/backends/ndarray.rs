@@ -66,4 +66,4 @@ impl HostTensor for NdArrayTensor {
     }
 }
 
-super::host::implement!(NdArray, NdArrayTensor);
+super::implement::implement!(NdArray, NdArrayTensor);

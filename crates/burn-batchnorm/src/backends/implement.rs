@@ -1,0 +1,85 @@
+//! The operations of a backend in host memory: its tensors in, those of [`host`](super::host) out.
+
+/// The operations for a backend whose tensors are [`HostTensor`]s.
+macro_rules! implement {
+    ($backend:ty, $tensor:ty) => {
+        fn optional(residual: Maybe<$backend>) -> Option<$tensor> {
+            match residual {
+                Maybe::Present(residual) => Some(residual),
+                Maybe::Absent => None,
+            }
+        }
+
+        fn in_host(moments: Moments<$backend>) -> host::HostMoments<$tensor> {
+            match moments {
+                Moments::Batch(moments) => host::HostMoments::Batch(moments),
+                Moments::Center(center) => host::HostMoments::Center(center),
+                Moments::Running(mean, variance) => host::HostMoments::Running(mean, variance),
+            }
+        }
+
+        impl BatchNormOps for $backend {
+            fn train(
+                x: $tensor,
+                gamma: $tensor,
+                beta: $tensor,
+                residual: Maybe<Self>,
+                running: Running<Self>,
+                pass: Pass,
+                update: Update,
+            ) -> host::Four<$tensor> {
+                let running = match running {
+                    Running::Untracked => None,
+                    Running::Tracked(mean, variance) => Some([mean, variance]),
+                };
+                host::train(x, [gamma, beta], optional(residual), running, pass, update)
+            }
+
+            fn moments(x: $tensor, view: View) -> $tensor {
+                host::moments(x, view)
+            }
+
+            fn normalize(
+                x: $tensor,
+                moments: Moments<Self>,
+                gamma: $tensor,
+                beta: $tensor,
+                residual: Maybe<Self>,
+                pass: Pass,
+            ) -> $tensor {
+                let (moments, residual) = (in_host(moments), optional(residual));
+                host::normalize(x, moments, [gamma, beta], residual, pass)
+            }
+
+            fn backward(
+                x: $tensor,
+                y_grad: $tensor,
+                moments: Moments<Self>,
+                gamma: $tensor,
+                beta: $tensor,
+                residual: Maybe<Self>,
+                pass: Pass,
+                wanted: Wanted,
+            ) -> host::Four<$tensor> {
+                let kept = host::Kept {
+                    x,
+                    moments: in_host(moments),
+                    affine: [gamma, beta],
+                    residual: optional(residual),
+                };
+                host::gradients(kept, y_grad, pass, wanted)
+            }
+
+            fn affine(
+                x: $tensor,
+                mean: $tensor,
+                scale: $tensor,
+                shift: $tensor,
+                view: View,
+            ) -> $tensor {
+                host::affine(x, [mean, scale, shift], view)
+            }
+        }
+    };
+}
+pub(super) use implement;

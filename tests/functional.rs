@@ -112,6 +112,43 @@ fn normalizing_by_the_moments_is_training_in_short_rows() {
     both_agree([5, 6, 7], 1);
 }
 
+#[test]
+fn normalizing_by_the_moments_is_training_on_any_axis() {
+    both_agree([5, 7, 3], 2);
+    both_agree([4, 3, 11], 0);
+}
+
+#[test]
+fn half_inputs_have_half_gradients_of_wide_statistics() {
+    let device = Device::flex().autodiff();
+    let run = |dtype: DType| {
+        let x = random([64, 3], 1, &device) * 2.0 + 1.0;
+        // What f16 holds exactly.
+        let x = x.cast(DType::F16).cast(dtype).detach().require_grad();
+        let [gamma, beta] = [2, 3].map(|seed| random([3], seed, &device));
+        let center = functional::moments(x.clone(), 1, None).expect("a batch");
+        assert_eq!(center.dtype(), DType::F32);
+        let y = functional::normalize(
+            x.clone(),
+            center,
+            gamma,
+            beta,
+            EPSILON,
+            1,
+            Epilogue::default(),
+        );
+        let y = y.expect("a batch");
+        assert_eq!(y.dtype(), dtype);
+        let gradients = (y * random([64, 3], 4, &device).cast(dtype))
+            .sum()
+            .backward();
+        let gradient = x.grad(&gradients).expect("a gradient");
+        assert_eq!(gradient.dtype(), dtype);
+        gradient.cast(DType::F32).into_data()
+    };
+    assert_close("f16", &run(DType::F16), &run(DType::F32), 4e-3);
+}
+
 /// Finite differences of a scalar function of x, in f64, against its gradient.
 fn check_gradient(what: &str, f: impl Fn(Tensor<3>) -> Tensor<1>) {
     let device = Device::flex().autodiff();

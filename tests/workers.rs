@@ -6,7 +6,7 @@ use std::thread;
 use batchnorm_tests::devices;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_batchnorm::{Averaging, BatchNorm, BatchNormConfig};
 use proptest::prelude::*;
 
@@ -258,6 +258,116 @@ fn training_a_fork_of_a_copy_leaves_the_base_alone() {
     }
 }
 
+/// A model that is itself a copy, such as the start of a fold, keeps its workers' batches from the base.
+#[test]
+fn workers_of_a_copy_report_to_the_copy() {
+    let base = layer(&Device::flex(), 0.1);
+    let mut model = base.clone();
+    for step in 1..=3 {
+        let device = model.gamma.device();
+        let of_step = model.clone();
+        let worker = of_step.clone().fork(&device);
+        let y = worker.forward(random([8, 1], step, &device) + 5.0);
+        let gradients = GradientsParams::from_grads(y.sum().backward(), &worker);
+        drop(worker);
+        drop(of_step);
+        model = SgdConfig::new().init().step(0.1, model.clone(), gradients);
+        assert_eq!(model.num_batches_tracked.value(), step);
+    }
+    assert_eq!(statistics(&base), (0.0, 1.0, 0));
+}
+
+/// burn-train clones the model of a step for one worker after the other: the first may be done before
+/// the second is cloned.
+#[test]
+fn a_worker_that_is_done_early_is_of_the_same_step() {
+    let main = layer(&Device::flex(), 0.1);
+    let of_step = main.clone();
+    for mean in [10.0, 20.0] {
+        let worker = of_step.clone().fork(&main.gamma.device());
+        see(&worker, mean - 1.0, mean + 1.0);
+    }
+    drop(of_step);
+    assert_near(statistics(&main), (1.5, 1.1, 1));
+}
+
+#[test]
+fn a_fold_lives_on_in_a_copy_of_a_copy() {
+    let base = layer(&Device::flex(), 0.1);
+    let fold = base.clone().fork(&base.gamma.device());
+    see(&fold, 9.0, 11.0);
+    let snapshot = fold.clone();
+    let next = snapshot.clone();
+    drop(snapshot);
+    let next = next.map(&mut Nothing);
+    drop(fold);
+    assert_eq!(statistics(&base), (0.0, 1.0, 0));
+    assert_near(statistics(&next), (1.0, 1.1, 1));
+}
+
+/// Drops a worker in the middle of an optimizer's step.
+struct Dropping(Option<BatchNorm>);
+
+impl ModuleMapper for Dropping {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        // gamma, beta, then the running mean: the values have been read by then.
+        self.0 = None;
+        param
+    }
+}
+
+#[test]
+fn a_report_that_arrives_during_a_mapping_is_not_lost() {
+    let main = BatchNormConfig::new(1)
+        .with_scale(false)
+        .with_shift(false)
+        .with_momentum(0.5)
+        .init(&Device::flex().autodiff());
+    let worker = main.clone().fork(&main.gamma.device());
+    see(&worker, 7.0, 9.0);
+    let main = main.map(&mut Dropping(Some(worker)));
+    // Half of what was there, (0, 1), and what the worker added, (4, 1).
+    assert_near(statistics(&main), (4.0, 1.5, 1));
+}
+
+#[test]
+fn reports_fit_what_has_become_of_the_model() {
+    struct Wide;
+    impl ModuleMapper for Wide {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| tensor.cast(DType::F64).detach())
+        }
+    }
+    let main = layer(&Device::flex(), 0.5);
+    let late = worker(&main);
+    see(&late, 7.0, 9.0);
+    let main = main.map(&mut Wide);
+    drop(late);
+    assert_eq!(main.running_mean.value().dtype(), DType::F64);
+    assert_near(statistics(&main), (4.0, 1.5, 1));
+
+    // Of another length: it says nothing of these channels.
+    let main = layer(&Device::flex(), 0.5);
+    let late = worker(&main);
+    see(&late, 7.0, 9.0);
+    let device = main.gamma.device();
+    main.running_mean.update(Tensor::zeros([4], &device));
+    main.running_var.update(Tensor::ones([4], &device));
+    drop(late);
+    assert_eq!(vector(main.running_mean.value()), [0.0; 4]);
+}
+
+#[test]
+fn a_late_report_of_momentum_one_replaces_even_nan() {
+    let main = layer(&Device::flex(), 1.0);
+    let late = worker(&main);
+    see(&late, 7.0, 9.0);
+    see(&main, f32::NAN, 1.0);
+    assert!(statistics(&main).0.is_nan());
+    drop(late);
+    assert_near(statistics(&main), (8.0, 2.0, 2));
+}
+
 #[test]
 fn a_worker_that_makes_copies_still_reports() {
     let main = layer(&Device::flex(), 0.1);
@@ -346,24 +456,27 @@ impl ModuleMapper for Scale {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Whatever is done to any copy, nobody's mean leaves [0, 10] nor anybody's variance [1, 8]: the
-    /// convex hull of what goes in, means of 2 to 10 and variances of 2 and 8 into (0, 1).
+    /// Whatever is done to any copy, and whenever it is looked at: nobody's mean leaves [0, 10] nor
+    /// anybody's variance [1, 8], the hull of what goes in: (0, 1) at the start, then (3, 2) and (10, 8).
     #[test]
     fn no_sequence_leaves_the_convex_hull(
         momentum in 0.0..=1.0f64,
-        calls in proptest::collection::vec((0..8u8, 0..6usize, 0..6usize), 1..40),
+        calls in proptest::collection::vec((0..11u8, 0..6usize, 0..6usize), 1..60),
     ) {
+        let check = |model: &BatchNorm| {
+            let (mean, variance, _) = statistics(model);
+            prop_assert!((-1e-4..=10.0001).contains(&mean), "mean {mean}");
+            prop_assert!((0.999..=8.001).contains(&variance), "variance {variance}");
+            Ok(())
+        };
         let mut models = vec![layer(&Device::flex(), momentum)];
         for (call, index, other) in calls {
             let index = index % models.len();
             let other = other % models.len();
+            let device = models[index].gamma.device();
             match call {
                 0 => { let copy = models[index].clone(); models.push(copy); }
-                1 => {
-                    let device = models[index].gamma.device();
-                    let worker = models[index].clone().fork(&device);
-                    models.push(worker);
-                }
+                1 => { let worker = models[index].clone().fork(&device); models.push(worker); }
                 2 => see(&models[index], 2.0, 4.0),
                 3 => see(&models[index], 8.0, 12.0),
                 4 => {
@@ -379,14 +492,18 @@ proptest! {
                     let model = models.swap_remove(index);
                     models.push(model.load_record(record));
                 }
+                7 => { let copy = models[index].valid().train(); models.push(copy); }
+                8 => {
+                    let model = models.swap_remove(index);
+                    models.push(model.to_device(&device));
+                }
+                9 => check(&models[index])?,
                 _ if models.len() > 1 => { models.swap_remove(index); }
                 _ => {}
             }
-            for model in &models {
-                let (mean, variance, _) = statistics(model);
-                prop_assert!((-1e-4..=10.0001).contains(&mean), "mean {mean}");
-                prop_assert!((0.999..=8.001).contains(&variance), "variance {variance}");
-            }
+        }
+        for model in &models {
+            check(model)?;
         }
     }
 }

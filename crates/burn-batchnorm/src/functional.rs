@@ -27,10 +27,11 @@
 use burn::tensor::Tensor;
 
 use crate::BatchNormError;
-use crate::operands::{self, Operands};
+use crate::operands::{self, Operands, Parameter};
 use crate::statistics::rows;
 
-pub use crate::operands::{Epilogue, is_fused};
+pub use crate::checks::is_fused;
+pub use crate::operands::Epilogue;
 
 /// What [`train`] returns.
 #[derive(Debug, Clone)]
@@ -70,7 +71,8 @@ pub fn train<const D: usize>(
     channel_axis: usize,
     epilogue: Epilogue<D>,
 ) -> Result<Trained<D>, BatchNormError> {
-    let operands = Operands::new(input, [gamma, beta], epilogue, epsilon, channel_axis)?;
+    let parameters = [gamma, beta].map(Parameter::Learned);
+    let operands = Operands::new(input, parameters, epilogue, epsilon, channel_axis)?;
     let trained = operands.train(None);
     let [mean, variance] = rows(trained.moments);
     Ok(Trained {
@@ -136,6 +138,7 @@ pub fn normalize<const D: usize>(
     channel_axis: usize,
     epilogue: Epilogue<D>,
 ) -> Result<Tensor<D>, BatchNormError> {
-    Operands::new(input, [gamma, beta], epilogue, epsilon, channel_axis)?
-        .normalize_by_center(center)
+    let parameters = [gamma, beta].map(Parameter::Learned);
+    let operands = Operands::new(input, parameters, epilogue, epsilon, channel_axis)?;
+    operands.normalize_by_center(center)
 }

@@ -2,7 +2,7 @@ use burn::module::{Flag, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
 use crate::config::{validate_epsilon, validate_momentum};
-use crate::operands::{Epilogue, Operands, cast};
+use crate::operands::{Epilogue, Operands, Parameter};
 use crate::ops::composed::compute_dtype;
 use crate::statistics::fields::{Fields, show};
 use crate::statistics::{Finished, Rule, Shared, Values, stored};
@@ -227,15 +227,13 @@ impl BatchNorm {
         // freezes a layer and leaves it on the training device, where the rest of the graph lives.
         let training = input.device().is_autodiff() && self.training.is_enabled();
 
-        let computed = compute_dtype(input.dtype());
         let parameters = [
             (&self.gamma, self.config.scale),
             (&self.beta, self.config.shift),
         ]
-        .map(|(parameter, learnable)| match learnable {
-            true => parameter.val(),
-            // A constant goes with every type.
-            false => cast(parameter.val(), computed),
+        .map(|(parameter, learned)| match learned {
+            true => Parameter::Learned(parameter.val()),
+            false => Parameter::Constant(parameter.val()),
         });
         let epilogue = Epilogue {
             activation: self.config.activation,

@@ -57,7 +57,7 @@
 //!   |      worker.rs     clones, forks, and what they report
 //!   |      fields.rs     running_mean, running_var, num_batches_tracked: views of the state
 //!   |
-//!   +--> operands.rs <-- functional.rs     every check, then one operation
+//!   +--> operands.rs <-- functional.rs     every check (checks.rs), then one operation
 //!          |  options/       tensor algebra between moments and normalize
 //!          v
 //!        ops/            train, moments, normalize, backward, affine
@@ -65,17 +65,27 @@
 //!          |  composed.rs    the same in Burn's operations, on any backend
 //!          v
 //!        backends/       flex.rs, ndarray.rs -> host.rs -> batchnorm-cpu
-//!                        cube.rs ----------------------> batchnorm-cube
+//!                        cube.rs, buffers.rs ----------> batchnorm-cube
 //! ```
 //!
-//! (Before, the layer read and merged three statistics with a lock and a blend formula each,
-//! `functional` chose between two code paths, and a kernel could refuse what the layer had accepted.)
+//! And before, when the options had nowhere to go:
+//!
+//! ```text
+//!  layer.rs --> running.rs      three states, a lock and a merge each; forks added changes
+//!     |
+//!     +--> functional.rs        two code paths, checks in the layer alone
+//!             |    |
+//!             |    +--> extension.rs, autodiff.rs    train, normalize, backward
+//!             |            +--> backends/cpu.rs, cube.rs    numerics; copies; refusals at run time
+//!             +--> Burn's batch norm
+//! ```
 
 #[cfg_attr(
     not(feature = "autodiff"),
     allow(dead_code, reason = "only autodiff runs a backward pass")
 )]
 mod backends;
+mod checks;
 mod config;
 mod error;
 pub mod functional;
@@ -83,8 +93,8 @@ mod layer;
 mod module;
 mod operands;
 #[cfg_attr(
-    not(all(feature = "autodiff", any(feature = "host", feature = "cube"))),
-    allow(dead_code, reason = "only autodiff runs a backward pass")
+    not(all(feature = "autodiff", feature = "cube")),
+    allow(dead_code, reason = "a GPU's backward pass uses all of it")
 )]
 mod ops;
 mod options;

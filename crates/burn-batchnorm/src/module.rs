@@ -187,12 +187,10 @@ impl Module for BatchNorm {
         let (counter_id, batches) = map(seen.counter, name, mapper, count, |mapper, count| {
             map_count(mapper, count, &device)
         });
-        statistics.change(|values| {
-            *values = Values {
-                mean,
-                variance,
-                batches,
-            }
+        statistics.replace(Values {
+            mean,
+            variance,
+            batches,
         });
         let (running_mean, running_var, num_batches_tracked) =
             show(&statistics, [mean_id, variance_id, counter_id]);

@@ -1,18 +1,20 @@
-//! What an operation reads, checked: everything that could go wrong is refused here, on the host,
-//! before anything is computed or any state changes.
+//! What an operation reads, and the call of it.
+//!
+//! [`Operands::new`] makes every check: what is wrong is refused there, on the host, before anything is
+//! computed or any state changes.
 
-use burn::backend::{Dispatch, DispatchDevice, tensor::FloatTensor};
-use burn::tensor::{DType, Device, Shape, Tensor};
+use burn::backend::{Dispatch, tensor::FloatTensor};
+use burn::tensor::{DType, Tensor};
 
-#[cfg(feature = "cube")]
-use crate::backends::cube::largest_tensor;
+use crate::checks::{
+    cast, float, has_kernels, is_fused, output_dtype, same_device, supported, to_device, view,
+};
 use crate::config::validate_epsilon;
 #[cfg(any(feature = "host", feature = "cube"))]
 use crate::ops::BatchNormOps;
 use crate::ops::composed::{self, compute_dtype};
 use crate::ops::{Maybe, Moments, Pass, Running};
 use crate::statistics::{Update, Values, rows};
-use crate::view::View;
 use crate::{Activation, BatchNormError, options};
 
 /// What follows the normalization: `activation(normalized + residual)`.
@@ -22,6 +24,13 @@ pub struct Epilogue<const D: usize> {
     pub activation: Activation,
     /// Shape and type of the input; added before the activation.
     pub residual: Option<Tensor<D>>,
+}
+
+/// Gamma or beta, shape `[channels]`.
+pub(crate) enum Parameter {
+    Learned(Tensor<1>),
+    /// Goes with inputs of every type.
+    Constant(Tensor<1>),
 }
 
 /// The tensors of one pass. Those per channel have the type that is computed in.
@@ -50,7 +59,7 @@ pub(crate) struct Trained<const D: usize> {
 impl<const D: usize> Operands<D> {
     pub(crate) fn new(
         input: Tensor<D>,
-        [gamma, beta]: [Tensor<1>; 2],
+        [gamma, beta]: [Parameter; 2],
         epilogue: Epilogue<D>,
         epsilon: f64,
         channel_axis: usize,
@@ -79,8 +88,11 @@ impl<const D: usize> Operands<D> {
             }
         };
         let channels = shape[channel_axis];
-        let parameter = |name, tensor: Tensor<1>| {
-            let tensor = float(tensor);
+        let parameter = |name, parameter: Parameter| {
+            let (tensor, learned) = match parameter {
+                Parameter::Learned(tensor) => (float(tensor), true),
+                Parameter::Constant(tensor) => (tensor, false),
+            };
             let [got] = tensor.dims();
             if got != channels {
                 return Err(BatchNormError::Parameter {
@@ -89,7 +101,7 @@ impl<const D: usize> Operands<D> {
                     got,
                 });
             }
-            if tensor.dtype() != input.dtype() && tensor.dtype() != computed {
+            if learned && tensor.dtype() != input.dtype() && tensor.dtype() != computed {
                 return Err(BatchNormError::DType {
                     input: input.dtype(),
                     name,
@@ -143,13 +155,14 @@ impl<const D: usize> Operands<D> {
                 Running::Tracked(here(&values.mean), here(&values.variance))
             }
         };
-        let fused = self.fused;
-        let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
-        let (y, moments, mean, variance) = match fused {
+        let train = match self.fused {
             #[cfg(any(feature = "host", feature = "cube"))]
-            true => Dispatch::train(x, gamma, beta, residual, old, pass, update),
-            _ => composed::train::<Dispatch>(x, gamma, beta, residual, old, pass, update),
+            true => Dispatch::train,
+            #[allow(clippy::match_single_binding, reason = "without any kernels")]
+            _ => composed::train::<Dispatch>,
         };
+        let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
+        let (y, moments, mean, variance) = train(x, gamma, beta, residual, old, pass, update);
         let moments = Tensor::<2>::from_dispatch(moments).without_autodiff();
         let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
         let running = match (inside, running) {
@@ -202,13 +215,14 @@ impl<const D: usize> Operands<D> {
     }
 
     fn normalize(self, moments: Moments<Dispatch>) -> Tensor<D> {
-        let fused = self.fused;
-        let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
-        let y = match fused {
+        let normalize = match self.fused {
             #[cfg(any(feature = "host", feature = "cube"))]
-            true => Dispatch::normalize(x, moments, gamma, beta, residual, pass),
-            _ => composed::normalize::<Dispatch>(x, moments, gamma, beta, residual, pass),
+            true => Dispatch::normalize,
+            #[allow(clippy::match_single_binding, reason = "without any kernels")]
+            _ => composed::normalize::<Dispatch>,
         };
+        let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
+        let y = normalize(x, moments, gamma, beta, residual, pass);
         cast(Tensor::from_dispatch(y), dtype)
     }
 
@@ -255,117 +269,13 @@ pub(crate) fn moments<const D: usize>(
             });
         }
         same_device("weights", &weights.device(), &device)?;
-        return Ok(options::weights::moments(input, weights, view));
+        return Ok(options::weights::moments(input, float(weights), view));
     }
-    let x = input.into_dispatch();
-    Ok(Tensor::from_dispatch(match is_fused(&device) {
+    let moments = match is_fused(&device) {
         #[cfg(any(feature = "host", feature = "cube"))]
-        true => Dispatch::moments(x, view),
-        _ => composed::moments::<Dispatch>(x, view),
-    }))
-}
-
-fn view(shape: &Shape, channel_axis: usize) -> Result<View, BatchNormError> {
-    let rank = shape.num_dims();
-    match (rank, channel_axis) {
-        (0 | 1, _) => Err(BatchNormError::Rank { rank }),
-        (rank, axis) if axis >= rank => Err(BatchNormError::ChannelAxis {
-            axis: axis as isize,
-            rank,
-        }),
-        (_, axis) => Ok(View::new(shape, axis)),
-    }
-}
-
-/// Whether this crate has fused kernels for the device: a matter of the crate's features.
-pub fn is_fused(device: &Device) -> bool {
-    has_kernels(device) && (cfg!(feature = "autodiff") || !device.is_autodiff())
-}
-
-/// Whether the backend of a device is one that this build has kernels for.
-fn has_kernels(device: &Device) -> bool {
-    match device.clone().inner().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
-        #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => true,
-        #[allow(
-            unreachable_patterns,
-            reason = "which devices exist is up to Burn's features"
-        )]
-        _ => false,
-    }
-}
-
-/// The input in a type that its device computes with, if it is not too large for it.
-fn supported<const D: usize>(input: Tensor<D>) -> Result<Tensor<D>, BatchNormError> {
-    let input = float(input);
-    let dtype = input.dtype();
-    #[cfg(feature = "cube")]
-    {
-        let bytes = (input.shape().num_elements() * dtype.size()) as u64;
-        // WebGPU guarantees 128 MiB, so most inputs need not ask.
-        if bytes > 1 << 27
-            && let Some(limit) = largest_tensor(&input.device())
-            && bytes > limit
-        {
-            return Err(BatchNormError::TooLarge {
-                bytes,
-                limit,
-                device: format!("{:?}", input.device().inner()),
-            });
-        }
-    }
-    if dtype != DType::F32 && !input.device().supports_dtype(dtype) {
-        return Err(BatchNormError::Unsupported {
-            dtype,
-            device: format!("{:?}", input.device().inner()),
-        });
-    }
-    Ok(input)
-}
-
-fn same_device(name: &'static str, got: &Device, expected: &Device) -> Result<(), BatchNormError> {
-    match got == expected {
-        true => Ok(()),
-        false => Err(BatchNormError::Device {
-            name,
-            expected: format!("{:?}", expected.clone().inner()),
-            got: format!("{:?}", got.clone().inner()),
-        }),
-    }
-}
-
-/// A tensor of plain floating-point values: quantized ones are dequantized, and Flex32, which is f32
-/// that may be computed with less precision, is taken for f32.
-fn float<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    match tensor.dtype() {
-        DType::QFloat(_) => tensor.dequantize(),
-        DType::Flex32 => tensor.cast(DType::F32),
-        _ => tensor,
-    }
-}
-
-fn output_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::QFloat(_) => DType::F32,
-        dtype => dtype,
-    }
-}
-
-/// `cast`, but nothing at all where the type is the same.
-pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
-    match tensor.dtype() == dtype {
-        true => tensor,
-        false => tensor.cast(dtype),
-    }
-}
-
-fn to_device(tensor: Tensor<1>, device: &Device) -> Tensor<1> {
-    match &tensor.device() == device {
-        true => tensor,
-        false => tensor.to_device(&device.clone().inner()),
-    }
+        true => Dispatch::moments,
+        #[allow(clippy::match_single_binding, reason = "without any kernels")]
+        _ => composed::moments::<Dispatch>,
+    };
+    Ok(Tensor::from_dispatch(moments(input.into_dispatch(), view)))
 }

@@ -24,7 +24,6 @@ impl View {
     }
 
     /// Whether there is no value.
-    #[cfg(feature = "cube")]
     pub fn is_empty(&self) -> bool {
         self.outer * self.channels * self.inner == 0
     }

@@ -7,17 +7,16 @@
 //! operations, on that device; they say so before anything is launched, and nothing here waits for it.
 
 use batchnorm_cube::{
-    Affine, Center, Element, Epilogue, Error, Gradients, Launches, Layout, Operation, Problem,
-    Target, TrainOutputs, supports,
+    Affine, Center, Epilogue, Error, Gradients, Launches, Operation, Target, TrainOutputs,
 };
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Device, Shape};
+use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
-use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::buffers::{in_one_order, like, supported};
 use crate::Activation;
 use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
@@ -257,78 +256,6 @@ impl BatchNormOps for CubeBackend {
     }
 }
 
-/// The largest tensor, in bytes, that kernels of the device can bind; None where it is no CubeCL device.
-pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
-    match device.clone().inner().as_dispatch() {
-        burn::backend::DispatchDevice::Cube(device) => {
-            Some(device.client().properties().memory.max_page_size)
-        }
-        #[allow(unreachable_patterns, reason = "which devices exist is up to features")]
-        _ => None,
-    }
-}
-
-/// What the kernels can do with a tensor; None where they cannot do `operation` with it.
-fn supported(x: &CubeTensor, view: View, operation: Operation) -> Option<Problem> {
-    let element = match x.dtype {
-        DType::F32 => Element::F32,
-        DType::F64 => Element::F64,
-        DType::F16 => Element::F16,
-        DType::BF16 => Element::Bf16,
-        _ => return None,
-    };
-    let problem = Problem::new(layout(x, view)?, element);
-    let supported = supports(x.client.properties(), &problem, operation).is_ok();
-    (supported && !view.is_empty()).then_some(problem)
-}
-
-fn layout(x: &CubeTensor, view: View) -> Option<Layout> {
-    Layout::from_strides(x.meta.shape(), x.meta.strides(), view.axis)
-}
-
-/// The tensors of one operation in one memory order: that of `x` where the kernels can walk over it,
-/// row-major order otherwise.
-fn in_one_order<const N: usize>(
-    x: CubeTensor,
-    others: [Option<CubeTensor>; N],
-    view: View,
-) -> (CubeTensor, [Option<CubeTensor>; N]) {
-    let same = |other: &CubeTensor| {
-        let strides = other.meta.strides().iter().zip(x.meta.strides().iter());
-        x.meta
-            .shape()
-            .iter()
-            .zip(strides)
-            .all(|(size, (a, b))| *size == 1 || a == b)
-    };
-    if layout(&x, view).is_some() {
-        let ordered = others.map(|other| {
-            other.map(|other| match same(&other) {
-                true => other,
-                false => reordered(other, &x),
-            })
-        });
-        if ordered.iter().flatten().all(same) {
-            return (x, ordered);
-        }
-        let others = ordered.map(|other| other.map(into_contiguous));
-        return (into_contiguous(x), others);
-    }
-    let others = others.map(|other| other.map(into_contiguous));
-    (into_contiguous(x), others)
-}
-
-/// A copy whose dimensions lie in memory in the order of those of `x`.
-fn reordered(tensor: CubeTensor, x: &CubeTensor) -> CubeTensor {
-    let mut outermost_first: Vec<usize> = (0..x.meta.strides().len()).collect();
-    outermost_first.sort_by_key(|dim| std::cmp::Reverse(x.meta.strides()[*dim]));
-    let mut back = vec![0; outermost_first.len()];
-    for (place, dim) in outermost_first.iter().enumerate() {
-        back[*dim] = place;
-    }
-    permute(into_contiguous(permute(tensor, &outermost_first)), &back)
-}
-
 /// Runs a kernel that maps a tensor to one of the same shape: over its own buffer where nobody else
 /// holds it, into a fresh one otherwise.
 fn over(
@@ -342,21 +269,6 @@ fn over(
     let output = like(&input);
     succeed(kernel(&input, Target::To(&output.handle)));
     output
-}
-
-/// A tensor of the same shape, type and memory order, with whatever its buffer held.
-fn like(tensor: &CubeTensor) -> CubeTensor {
-    let dims = tensor.meta.shape().iter().zip(tensor.meta.strides().iter());
-    let span = 1 + dims
-        .map(|(size, stride)| (size - 1) * stride)
-        .sum::<usize>();
-    CubeTensor::new(
-        tensor.client.clone(),
-        tensor.client.empty(span * tensor.dtype.size()),
-        *tensor.meta.clone(),
-        tensor.device.clone(),
-        tensor.dtype,
-    )
 }
 
 /// A contiguous buffer of the type and on the device of `vector`, with whatever it held.

@@ -1,7 +1,9 @@
 //! Fused kernels, backend by backend: the tensor primitive to slices, and nothing else.
 
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod buffers;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "host")]
@@ -11,3 +13,6 @@ mod implement;
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
 mod ndarray;
+
+#[cfg(feature = "cube")]
+pub(crate) use buffers::largest_tensor;

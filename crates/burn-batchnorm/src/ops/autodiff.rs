@@ -17,14 +17,14 @@
 //! and the second returns `dx = d mean / n + d variance * 2 / n * (x - mean)`.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{AutodiffBackend, Backend};
+use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use super::composed::{inv_std, pack, row};
+use super::composed::{inv_std, pack, row, zeros};
 use super::{BatchNormOps, Maybe, Moments, Pass, Running, Update, Wanted};
 use crate::Activation;
 use crate::view::View;
@@ -85,7 +85,7 @@ impl<B: Backend + BatchNormOps, const N: usize> Backward<B, N> for Normalize {
             let variance = B::float_mul(B::float_mul(scale, inv_std), gamma_grad.clone());
             let variance = B::float_mul_scalar(variance, (-0.5).into());
             // What rounding took from the mean is no variable of its own.
-            let rest = B::float_mul_scalar(mean.clone(), 0.0.into());
+            let rest = zeros::<B>(&mean, mean.shape());
             grads.register::<B>(id, pack::<B>(vec![mean, rest, variance]));
         }
         let parents = [x, gamma, beta, residual];

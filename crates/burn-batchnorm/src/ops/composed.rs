@@ -12,7 +12,7 @@ use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, Shape, Slice};
 
-use super::{Gradients, Maybe, Moments, Pass, Running, Wanted};
+use super::{Four, Maybe, Moments, Pass, Running, Wanted};
 use crate::Activation;
 use crate::statistics::Update;
 use crate::view::View;
@@ -25,17 +25,26 @@ pub fn compute_dtype(dtype: DType) -> DType {
     }
 }
 
-fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
-    let float = match dtype {
+fn float_dtype(dtype: DType) -> FloatDType {
+    match dtype {
         DType::F64 => FloatDType::F64,
         DType::F16 => FloatDType::F16,
         DType::BF16 => FloatDType::BF16,
         _ => FloatDType::F32,
-    };
+    }
+}
+
+fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     match tensor.dtype() == dtype {
         true => tensor,
-        false => B::float_cast(tensor, float),
+        false => B::float_cast(tensor, float_dtype(dtype)),
     }
+}
+
+/// Zeros of the type that `like` is computed in, on its device.
+pub fn zeros<B: Backend>(like: &FloatTensor<B>, shape: Shape) -> FloatTensor<B> {
+    let dtype = float_dtype(compute_dtype(like.dtype()));
+    B::float_zeros(shape, &like.device(), dtype)
 }
 
 /// Row `index` of a packed tensor, `[channels]`.
@@ -81,6 +90,9 @@ fn sum<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
 
 /// As [`BatchNormOps::moments`](super::BatchNormOps::moments).
 pub fn moments<B: Backend>(x: FloatTensor<B>, view: View) -> FloatTensor<B> {
+    if view.is_empty() {
+        return zeros::<B>(&x, Shape::new([3, view.channels]));
+    }
     let x = wide::<B>(x, view);
     let n = (view.outer * view.inner) as f64;
     let average = |tensor| B::float_div_scalar(sum::<B>(tensor), n.into());
@@ -106,23 +118,34 @@ pub fn moments<B: Backend>(x: FloatTensor<B>, view: View) -> FloatTensor<B> {
     pack::<B>(vec![mean, B::float_detach(low), variance])
 }
 
-/// The mean, what rounding took from it, and the inverse standard deviation, each `[1, channels, 1]`.
-fn center<B: Backend>(moments: Moments<B>, epsilon: f64) -> [FloatTensor<B>; 3] {
-    let rows = match moments {
-        Moments::Batch(all) => [row::<B>(&all, 0), row::<B>(&all, 1), row::<B>(&all, 3)],
-        Moments::Center(center) => {
-            let inv_std = inv_std::<B>(row::<B>(&center, 2), epsilon);
-            [row::<B>(&center, 0), row::<B>(&center, 1), inv_std]
-        }
-        Moments::Running(mean, variance) => {
-            let low = B::float_mul_scalar(mean.clone(), 0.0.into());
-            [mean, low, inv_std::<B>(variance, epsilon)]
-        }
+/// The input less its mean, and the inverse standard deviation.
+fn centred<B: Backend>(
+    x: FloatTensor<B>,
+    moments: Moments<B>,
+    epsilon: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (mean, low, inv_std) = match moments {
+        Moments::Batch(all) => (
+            row::<B>(&all, 0),
+            Some(row::<B>(&all, 1)),
+            row::<B>(&all, 3),
+        ),
+        Moments::Center(center) => (
+            row::<B>(&center, 0),
+            Some(row::<B>(&center, 1)),
+            inv_std::<B>(row::<B>(&center, 2), epsilon),
+        ),
+        Moments::Running(mean, variance) => (mean, None, inv_std::<B>(variance, epsilon)),
     };
-    rows.map(spread::<B>)
+    let x = B::float_sub(x, spread::<B>(mean));
+    let x = match low {
+        Some(low) => B::float_sub(x, spread::<B>(low)),
+        None => x,
+    };
+    (x, spread::<B>(inv_std))
 }
 
-/// Input, normalized input, and what the activation is applied to, wide.
+/// The normalized input, and what the activation is applied to, wide.
 struct Normalized<B: Backend> {
     xhat: FloatTensor<B>,
     z: FloatTensor<B>,
@@ -137,8 +160,7 @@ fn normalized<B: Backend>(
     residual: Maybe<B>,
     pass: Pass,
 ) -> Normalized<B> {
-    let [mean, low, inv_std] = center::<B>(moments, pass.epsilon);
-    let centred = B::float_sub(B::float_sub(wide::<B>(x, pass.view), mean), low);
+    let (centred, inv_std) = centred::<B>(wide::<B>(x, pass.view), moments, pass.epsilon);
     let xhat = B::float_mul(centred, inv_std.clone());
     let z = B::float_mul(xhat.clone(), spread::<B>(gamma));
     let z = B::float_add(z, spread::<B>(beta));
@@ -179,7 +201,15 @@ pub fn train<B: Backend>(
     running: Running<B>,
     pass: Pass,
     update: Update,
-) -> Gradients<B> {
+) -> Four<B> {
+    if pass.view.is_empty() {
+        let (mean, variance) = match running {
+            Running::Untracked => (gamma.clone(), gamma.clone()),
+            Running::Tracked(mean, variance) => (mean, variance),
+        };
+        let moments = zeros::<B>(&gamma, Shape::new([4, pass.view.channels]));
+        return (x, moments, mean, variance);
+    }
     let center = moments::<B>(x.clone(), pass.view);
     let (mean, variance) = (row::<B>(&center, 0), row::<B>(&center, 2));
     let (new_mean, new_variance) = match running {
@@ -227,7 +257,7 @@ pub fn backward<B: Backend>(
     residual: Maybe<B>,
     pass: Pass,
     _wanted: Wanted,
-) -> Gradients<B> {
+) -> Four<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     let view = pass.view;
     let of_batch = matches!(moments, Moments::Batch(_));

@@ -67,8 +67,8 @@ pub struct Wanted {
     pub residual: bool,
 }
 
-/// Gradients of input, gamma, beta and residual.
-pub type Gradients<B> = (
+/// What [`train`](BatchNormOps::train) and [`backward`](BatchNormOps::backward) return.
+pub type Four<B> = (
     FloatTensor<B>,
     FloatTensor<B>,
     FloatTensor<B>,

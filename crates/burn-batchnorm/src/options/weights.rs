@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::operands::cast;
+use crate::checks::cast;
 use crate::ops::composed::compute_dtype;
 use crate::view::View;
 
@@ -16,18 +16,19 @@ pub(crate) fn moments<const D: usize>(
     view: View,
 ) -> Tensor<2> {
     let View {
+        axis,
         outer,
         channels,
         inner,
-        ..
     } = view;
     let dtype = compute_dtype(input.dtype());
     let x = cast(input, dtype).reshape([outer, channels, inner]);
-    let weighted = weights.shape().num_elements() / (outer * inner).max(1);
+    let weighted = weights.shape()[axis];
     let weights = cast(weights.detach(), dtype)
         .reshape([outer, weighted, inner])
         .expand([outer, channels, inner]);
-    let absent = weights.clone().lower_equal_elem(0.0);
+    // Not `weights <= 0`: a NaN is no weight either.
+    let absent = weights.clone().greater_elem(0.0).bool_not();
     let weights = weights.mask_fill(absent.clone(), 0.0);
 
     let sum = |tensor: Tensor<3>| tensor.sum_dim(0).sum_dim(2);

@@ -155,8 +155,9 @@ impl Fields<'_> {
         [self.mean.id, self.variance.id, self.counter.id]
     }
 
-    /// The state that all three show. None where somebody has put another into a field: until the
-    /// next clone or mapping joins them again, each field is then read and updated for itself.
+    /// The state that all three show. None where somebody has put another into a field: each field is
+    /// then read and updated for itself, and workers have nobody to report to, until the next mapping
+    /// or move joins them again.
     fn joined(&self) -> Option<&Arc<Shared>> {
         let shared = &self.counter.shared;
         let shows =

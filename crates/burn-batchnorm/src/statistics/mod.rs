@@ -65,7 +65,8 @@ pub(crate) struct Shared {
 
 #[derive(Debug)]
 struct State {
-    values: Values,
+    /// None only once the state is being dropped.
+    values: Option<Values>,
     /// Counts the changes of `values`.
     version: u64,
     role: Role,
@@ -77,8 +78,8 @@ struct State {
     clones: u64,
     /// Held by every clone of this state, to tell whether one of them lives.
     alive: Arc<()>,
-    /// The token of the state that this one was cloned from.
-    _source: Option<Arc<()>>,
+    /// The tokens of the states that this one is a clone of.
+    sources: Vec<Arc<()>>,
 }
 
 /// A training pass under way.
@@ -101,67 +102,81 @@ pub(crate) struct Finished {
 impl Shared {
     /// A state that reports to nobody.
     pub(crate) fn new(values: Values) -> Arc<Self> {
-        Self::with_role(values, Role::Own, None)
+        Self::with_role(values, Role::Own, Vec::new())
     }
 
-    fn with_role(values: Values, role: Role, source: Option<Arc<()>>) -> Arc<Self> {
+    fn with_role(values: Values, role: Role, sources: Vec<Arc<()>>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
-                values,
+                values: Some(values),
                 version: 0,
                 role,
                 reports: Vec::new(),
                 group: None,
                 clones: 0,
                 alive: Arc::new(()),
-                _source: source,
+                sources,
             }),
         })
     }
 
     /// The state, after everything that workers have reported.
     fn settled(&self) -> MutexGuard<'_, State> {
-        // The values are replaced whole, so a panic elsewhere cannot leave them half written.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.settle();
         state
     }
 
     /// One consistent set.
     pub(crate) fn values(&self) -> Values {
-        self.settled().values.clone()
+        self.settled().values().clone()
     }
 
     /// Looks at the values under the lock; `look` must not wait for a device.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&Values) -> R) -> R {
-        look(&self.settled().values)
+        look(self.settled().values())
     }
 
-    /// Changes the values from outside: loading, mapping, a user's hand. From now on this is a model
-    /// of its own.
+    /// Changes a part of the values from outside. From now on this is a model of its own.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Values)) {
         let mut state = self.settled();
-        change(&mut state.values);
-        state.changed(Role::Own);
+        let mut values = state.values().clone();
+        change(&mut values);
+        state.enter(values, Role::Own);
+    }
+
+    /// Replaces all values from outside: loading, mapping. From now on this is a model of its own. What
+    /// workers have reported since the old ones were read blends into the new ones.
+    pub(crate) fn replace(&self, values: Values) {
+        lock(&self.state).enter(values, Role::Own);
     }
 
     /// Moves the values without changing them: a worker stays one.
     pub(crate) fn relocate(&self, device: &Device) {
         let device = device.clone().inner();
-        let values = &mut self.settled().values;
-        for tensor in [&mut values.mean, &mut values.variance] {
-            if tensor.device() != device {
-                *tensor = tensor.clone().to_device(&device);
-            }
-        }
+        let mut state = self.settled();
+        let Values {
+            mean,
+            variance,
+            batches,
+        } = state.values().clone();
+        let moved = |tensor: Tensor<1>| match tensor.device() == device {
+            true => tensor,
+            false => tensor.to_device(&device),
+        };
+        state.values = Some(Values {
+            mean: moved(mean),
+            variance: moved(variance),
+            batches,
+        });
     }
 
     /// Starts a training pass.
     pub(crate) fn begin(&self, rule: &Rule) -> Begun {
         let state = self.settled();
         Begun {
-            values: state.values.clone(),
-            update: rule.update(state.values.batches),
+            values: state.values().clone(),
+            update: rule.update(state.values().batches),
             version: state.version,
         }
     }
@@ -169,30 +184,39 @@ impl Shared {
     /// Ends a training pass: its batch has entered.
     pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
         let mut state = self.settled();
-        let update = match state.version == begun.version {
+        let (values, update) = match state.version == begun.version {
             true => {
                 let [mean, variance] = finished.blended;
-                state.values = Values {
+                let values = Values {
                     mean,
                     variance,
                     batches: begun.values.batches.saturating_add(1),
                 };
-                begun.update
+                (values, begun.update)
             }
             false => {
-                let update = rule.update(state.values.batches);
+                let update = rule.update(state.values().batches);
                 let [mean, variance] = rows(finished.moments);
-                state.values = state.values.after(update, mean, variance);
-                update
+                (state.values().after(update, mean, variance), update)
             }
         };
         let role = std::mem::replace(&mut state.role, Role::Own);
-        state.changed(role.observing(update, rule.values));
+        state.enter(values, role.observing(update, rule.values));
     }
 }
 
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // The values are replaced whole, so a panic elsewhere cannot leave them half written.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl State {
-    fn changed(&mut self, role: Role) {
+    fn values(&self) -> &Values {
+        self.values.as_ref().expect("a state that is alive")
+    }
+
+    fn enter(&mut self, values: Values, role: Role) {
+        self.values = Some(values);
         self.role = role;
         self.version += 1;
         self.group = None;

@@ -5,17 +5,20 @@
 //! "this is a worker"; but nobody else forks a clone, leaves it unchanged, trains it and throws it
 //! away. So:
 //!
-//! - An unchanged clone remembers its *origin*: the state that it, or what it was cloned from, is an
-//!   unchanged clone of. A fork of it is a **worker** of that origin.
-//! - A worker composes its updates and hands them over as one report when it is dropped.
-//! - It is a model of its own, and reports nothing, once somebody changes it (an optimizer, a record,
-//!   any mapper), once workers report to it, and if a clone of it outlives it. So a fold of a
+//! - A fork of an unchanged clone is a **worker** of the state that the clone was made of, its *origin*.
+//! - A worker composes its updates and hands them over as one report when it is dropped. If its origin
+//!   is gone, or is itself an unchanged clone that is dropped without anybody having looked at what it
+//!   was handed, the report goes on to what that was cloned from: so it passes through the temporaries
+//!   that burn-train makes, and stops at the model.
+//! - A worker is a model of its own, and reports nothing, once somebody changes it (an optimizer, a
+//!   record, any mapper), once workers report to it, and if a clone of it outlives it. So a fold of a
 //!   cross-validation, or a training loop over `model.clone().fork(..)`, leaves its source alone.
 //!   (What remains ambiguous, since the calls are the same: a fork that is trained forward only and
 //!   dropped while its source lives. It is taken for a worker.)
 //!
-//! Reports only move tensors; they are merged when the origin is next looked at, in the order in which
-//! the workers were cloned, so that the result does not depend on which of them finishes first:
+//! Reports only move tensors: dropping does no work on a device. They are merged when the origin is next
+//! looked at, in the order in which the workers were cloned, so that the result does not depend on
+//! which of them finishes first:
 //!
 //! | the origin, since the worker was cloned          | merge                                     |
 //! |--------------------------------------------------|-------------------------------------------|
@@ -26,11 +29,12 @@
 //! Workers of one version count as one: as many batches as the most diligent of them saw. All three
 //! merges are convex blends.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 
 use burn::tensor::Tensor;
 
-use super::{Shared, State, Update, Values};
+use super::{Shared, State, Update, Values, lock};
 
 /// What a state is to others.
 #[derive(Debug)]
@@ -43,20 +47,21 @@ pub(super) enum Role {
     Worker(Box<Worker>),
 }
 
-/// Where a clone came from.
+/// Where an unchanged clone came from.
 #[derive(Debug)]
 pub(super) struct Origin {
-    shared: Weak<Shared>,
-    version: u64,
+    /// What it was cloned from, what that was an unchanged clone of, and so on, each at its version.
+    lineage: VecDeque<(Weak<Shared>, u64)>,
     /// Among the clones of one state.
     order: u64,
+    /// The values that it started from, made where the original lives.
+    base: Values,
 }
 
 /// A worker, and the composition of what it did.
 #[derive(Debug)]
 pub(super) struct Worker {
     origin: Origin,
-    base: Values,
     keep: f64,
     batches: u64,
     /// Values per channel, over all batches.
@@ -67,6 +72,8 @@ pub(super) struct Worker {
 #[derive(Debug)]
 pub(super) struct Report {
     worker: Worker,
+    /// The version of the receiver that the worker started from.
+    version: u64,
     values: Values,
 }
 
@@ -97,23 +104,25 @@ impl Role {
 impl Shared {
     /// A state of the same values: `Module::clone`.
     pub(crate) fn cloned(self: &Arc<Self>) -> Arc<Self> {
-        let mut state = self.settled();
-        let order = state.clones;
-        state.clones += 1;
-        let origin = match &state.role {
-            Role::Clone(origin) => Origin {
-                shared: origin.shared.clone(),
-                version: origin.version,
-                order,
-            },
-            Role::Own | Role::Worker(_) => Origin {
-                shared: Arc::downgrade(self),
-                version: state.version,
-                order,
-            },
+        let mut state = lock(&self.state);
+        // What an unchanged clone was handed is not its own yet: its clones start from where it did.
+        if !matches!(state.role, Role::Clone(_)) {
+            state.settle();
+        }
+        let mut lineage = VecDeque::from([(Arc::downgrade(self), state.version)]);
+        let mut sources = vec![state.alive.clone()];
+        if let Role::Clone(origin) = &state.role {
+            lineage.extend(origin.lineage.iter().cloned());
+            sources.extend(state.sources.iter().cloned());
+        }
+        let origin = Origin {
+            lineage,
+            order: state.clones,
+            base: state.values().clone(),
         };
-        let values = state.values.clone();
-        Self::with_role(values, Role::Clone(origin), Some(state.alive.clone()))
+        state.clones += 1;
+        let values = state.values().clone();
+        Self::with_role(values, Role::Clone(origin), sources)
     }
 
     /// Makes an unchanged clone a worker: `Module::fork`.
@@ -122,7 +131,6 @@ impl Shared {
         state.role = match std::mem::replace(&mut state.role, Role::Own) {
             Role::Clone(origin) => Role::Worker(Box::new(Worker {
                 origin,
-                base: state.values.clone(),
                 keep: 1.0,
                 batches: 0,
                 weight: 0.0,
@@ -134,24 +142,44 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let Role::Worker(worker) = std::mem::replace(&mut state.role, Role::Own) else {
-            return;
-        };
-        let has_clone = Arc::strong_count(&state.alive) > 1;
-        let has_workers = !state.reports.is_empty();
         // A panic makes a step void: what part of it was observed is not worth having.
-        if worker.batches == 0 || has_clone || has_workers || std::thread::panicking() {
+        if std::thread::panicking() {
             return;
         }
-        if let Some(origin) = worker.origin.shared.upgrade() {
-            let values = state.values.clone();
-            let report = Report {
-                worker: *worker,
+        let (role, values, reports, has_clone) = {
+            let mut state = lock(&self.state);
+            (
+                std::mem::replace(&mut state.role, Role::Own),
+                state.values.take(),
+                std::mem::take(&mut state.reports),
+                Arc::strong_count(&state.alive) > 1,
+            )
+        };
+        match (role, values) {
+            // Nobody has looked at what it was handed.
+            (Role::Clone(_), _) => reports
+                .into_iter()
+                .for_each(|Report { worker, values, .. }| hand_over(worker, values)),
+            (Role::Worker(worker), Some(values))
+                if worker.batches > 0 && reports.is_empty() && !has_clone =>
+            {
+                hand_over(*worker, values);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Gives a report to the nearest of a worker's origins that lives.
+fn hand_over(mut worker: Worker, values: Values) {
+    while let Some((origin, version)) = worker.origin.lineage.pop_front() {
+        if let Some(origin) = origin.upgrade() {
+            lock(&origin.state).reports.push(Report {
+                worker,
+                version,
                 values,
-            };
-            let mut origin = origin.state.lock().unwrap_or_else(PoisonError::into_inner);
-            origin.reports.push(report);
+            });
+            return;
         }
     }
 }
@@ -163,64 +191,68 @@ impl State {
             return;
         }
         let mut reports = std::mem::take(&mut self.reports);
-        reports.sort_by_key(|Report { worker, .. }| (worker.origin.version, worker.origin.order));
+        reports.sort_by_key(|report| (report.version, report.worker.origin.order));
         for report in reports {
-            self.merge(report);
+            // Another length: somebody has replaced the statistics by those of another layer.
+            if report.values.mean.shape() == self.values().mean.shape() {
+                self.merge(report);
+            }
         }
         self.role = Role::Own;
     }
 
-    fn merge(&mut self, Report { worker, values }: Report) {
-        let base = worker.origin.version;
-        let device = self.values.mean.device();
-        let here = |tensor: Tensor<1>| tensor.to_device(&device);
+    fn merge(&mut self, report: Report) {
+        let Report {
+            worker,
+            version: base,
+            values,
+        } = report;
+        let old = self.values().clone();
+        let (device, dtype) = (old.mean.device(), old.mean.dtype());
+        let here = |tensor: Tensor<1>| tensor.to_device(&device).cast(dtype);
         let (mean, variance) = (here(values.mean), here(values.variance));
-        let old = &self.values;
 
-        let (mean, variance, weight, batches, new) = match &self.group {
-            _ if base == self.version => (
-                mean,
-                variance,
-                worker.weight,
-                worker.batches,
-                worker.batches,
-            ),
-            Some(group) if base == group.base && self.version == group.version => {
+        let of_the_same_step = |group: &Group| group.base == base && group.version == self.version;
+        let (mean, variance, batches, group) = match self.group.take().filter(of_the_same_step) {
+            None if base == self.version => {
+                let (weight, batches) = (worker.weight, worker.batches);
+                (mean, variance, batches, Some((weight, batches)))
+            }
+            Some(group) => {
                 let weight = group.weight + worker.weight;
                 let share = worker.weight / weight;
-                let average = |old: &Tensor<1>, new| old.clone() * (1.0 - share) + new * share;
+                let average = |old: Tensor<1>, new| old * (1.0 - share) + new * share;
+                let more = worker.batches.saturating_sub(group.batches);
                 (
-                    average(&old.mean, mean),
-                    average(&old.variance, variance),
-                    weight,
-                    group.batches.max(worker.batches),
-                    worker.batches.saturating_sub(group.batches),
+                    average(old.mean, mean),
+                    average(old.variance, variance),
+                    more,
+                    Some((weight, group.batches + more)),
                 )
             }
-            _ => {
+            // Not `0 * old`, which would keep a NaN.
+            None if worker.keep == 0.0 => (mean, variance, worker.batches, None),
+            None => {
                 let keep = worker.keep;
-                let added = |new: Tensor<1>, base: Tensor<1>| new - here(base) * keep;
-                let mean = old.mean.clone() * keep + added(mean, worker.base.mean);
+                let start = worker.origin.base;
+                let added = |new: Tensor<1>, start| new - here(start) * keep;
                 // Not negative but for rounding.
-                let variance = added(variance, worker.base.variance).clamp_min(0.0);
-                let variance = old.variance.clone() * keep + variance;
-                self.values = Values {
-                    mean,
-                    variance,
-                    batches: old.batches.saturating_add(worker.batches),
-                };
-                self.version += 1;
-                self.group = None;
-                return;
+                let variance = added(variance, start.variance).clamp_min(0.0);
+                (
+                    old.mean * keep + added(mean, start.mean),
+                    old.variance * keep + variance,
+                    worker.batches,
+                    None,
+                )
             }
         };
-        self.values = Values {
+        self.values = Some(Values {
             mean,
             variance,
-            batches: old.batches.saturating_add(new),
-        };
+            batches: old.batches.saturating_add(batches),
+        });
         self.version += 1;
-        self.group = Some(Group {
+        self.group = group.map(|(weight, batches)| Group {
             base,
             version: self.version,
             weight,

@@ -19,6 +19,8 @@ pub(crate) struct CubeShape {
     pub plane: usize,
     /// Whether a sweep that writes goes from the end to the beginning.
     pub backwards: bool,
+    /// Vectors of a tensor that a unit loads before it computes with them.
+    pub at_once: usize,
 }
 
 impl CubeShape {
@@ -154,6 +156,7 @@ mod tests {
             units,
             plane,
             backwards: false,
+            at_once: 1,
         };
         (shape.plane_steps(), shape.cube_steps())
     }

@@ -72,8 +72,8 @@
 //! # Buffers
 //!
 //! All tensors of a call have one layout; an output may share memory with an input only as [`Target::InPlace`]. A device that cannot bind
-//! what one launch needs gets more launches: training without a residual needs 7 storage buffers besides CubeCL's own, the most that
-//! WebGPU promises.
+//! what one launch needs gets more launches: training and its backward make do with 7 storage buffers besides CubeCL's own, as many as WebGPU
+//! promises.
 //!
 //! # Where to read on
 //!

@@ -40,15 +40,58 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     numbers: &Numbers,
     #[comptime] blueprint: GradientBlueprint,
 ) {
+    let shape = comptime!(blueprint.element.shape);
+    let at_once = comptime!(shape.at_once);
+    let mut walk = Walk::new(geometry, comptime!(shape.backwards));
+    for _ in 0..walk.count / at_once {
+        step::<E, A, M, N>(
+            x, dy, residual, dx, dresidual, &mut walk, affine, b, c, numbers, at_once, blueprint,
+        );
+    }
+    if comptime!(at_once > 1) {
+        for _ in 0..walk.count % at_once {
+            step::<E, A, M, N>(
+                x, dy, residual, dx, dresidual, &mut walk, affine, b, c, numbers, 1usize, blueprint,
+            );
+        }
+    }
+}
+
+/// The gradients of the next few vectors.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn step<E: Numeric, A: Float, M: Size, N: Size>(
+    x: &[Vector<E, M>],
+    dy: &[Vector<E, M>],
+    residual: &[Vector<E, M>],
+    dx: &mut [Vector<E, M>],
+    dresidual: &mut [Vector<E, M>],
+    walk: &mut Walk,
+    affine: Affine<A, N>,
+    b: Vector<A, N>,
+    c: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] at_once: usize,
+    #[comptime] blueprint: GradientBlueprint,
+) {
     let element = comptime!(blueprint.element);
     let shape = comptime!(element.shape);
-    let backwards = comptime!(shape.backwards);
-    let mut walk = Walk::new(geometry, backwards);
-    for _ in 0..walk.count {
-        let i = walk.index;
-        let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, element);
-        let upstream = read::<E, A, M, N>(dy, i, shape);
-        let grad = gradient::<E, A, M, N>(diff, upstream, affine, residual, i, numbers, element);
+    let mut places = Sequence::<usize>::new();
+    let mut values = Sequence::<Vector<A, N>>::new();
+    let mut upstream = Sequence::<Vector<A, N>>::new();
+    #[unroll]
+    for _ in 0..at_once {
+        let i = walk.next(comptime!(shape.backwards), shape);
+        places.push(i);
+        values.push(read::<E, A, M, N>(x, i, shape));
+        upstream.push(read::<E, A, M, N>(dy, i, shape));
+    }
+    #[unroll]
+    for k in 0..at_once {
+        let i = *places.index(k);
+        let diff = centred::<A, N>(*values.index(k), affine, element);
+        let dy = *upstream.index(k);
+        let grad = gradient::<E, A, M, N>(diff, dy, affine, residual, i, numbers, element);
         if comptime!(blueprint.residual) {
             write::<E, A, M, N>(dresidual, i, grad, shape);
         }
@@ -57,7 +100,21 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
         } else if comptime!(blueprint.input) {
             write::<E, A, M, N>(dx, i, affine.scale * (grad + (b * diff + c)), shape);
         }
-        walk.advance(backwards, shape);
+    }
+}
+
+/// Writes the gradients of gamma and beta, once for every channel.
+#[cube]
+fn store_sums<A: Float, P: Size>(
+    dgamma: &mut [Vector<A, P>],
+    dbeta: &mut [Vector<A, P>],
+    gamma_grad: Vector<A, P>,
+    beta_grad: Vector<A, P>,
+    walk: &Walk,
+) {
+    if walk.writes && walk.split == 0 {
+        dgamma[walk.channel] = gamma_grad;
+        dbeta[walk.channel] = beta_grad;
     }
 }
 
@@ -110,10 +167,7 @@ pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     };
     let gamma_grad = sums.second * affine.inv_std;
     if comptime!(blueprint.source != Source::Parameters) {
-        if walk.writes && walk.split == 0 {
-            dgamma[channel] = gamma_grad;
-            dbeta[channel] = sums.first;
-        }
+        store_sums::<A, P>(dgamma, dbeta, gamma_grad, sums.first, &walk);
     }
 
     if comptime!(blueprint.late()) {

@@ -69,15 +69,50 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     numbers: &Numbers,
     #[comptime] blueprint: ElementBlueprint,
 ) {
+    let at_once = comptime!(blueprint.shape.at_once);
+    let mut walk = Walk::new(geometry, comptime!(blueprint.shape.backwards));
+    for _ in 0..walk.count / at_once {
+        outputs::<E, A, M, N>(
+            x, residual, y, &mut walk, affine, numbers, at_once, blueprint,
+        );
+    }
+    if comptime!(at_once > 1) {
+        for _ in 0..walk.count % at_once {
+            outputs::<E, A, M, N>(
+                x, residual, y, &mut walk, affine, numbers, 1usize, blueprint,
+            );
+        }
+    }
+}
+
+/// The output of the next few vectors.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn outputs<E: Numeric, A: Float, M: Size, N: Size>(
+    x: &[Vector<E, M>],
+    residual: &[Vector<E, M>],
+    y: &mut [Vector<E, M>],
+    walk: &mut Walk,
+    affine: Affine<A, N>,
+    numbers: &Numbers,
+    #[comptime] at_once: usize,
+    #[comptime] blueprint: ElementBlueprint,
+) {
     let shape = comptime!(blueprint.shape);
-    let backwards = comptime!(shape.backwards);
-    let mut walk = Walk::new(geometry, backwards);
-    for _ in 0..walk.count {
-        let i = walk.index;
-        let value = read::<E, A, M, N>(x, i, shape);
+    let mut places = Sequence::<usize>::new();
+    let mut values = Sequence::<Vector<A, N>>::new();
+    #[unroll]
+    for _ in 0..at_once {
+        let i = walk.next(comptime!(shape.backwards), shape);
+        places.push(i);
+        values.push(read::<E, A, M, N>(x, i, shape));
+    }
+    #[unroll]
+    for k in 0..at_once {
+        let i = *places.index(k);
+        let value = *values.index(k);
         let value = output::<E, A, M, N>(value, affine, residual, i, numbers, blueprint);
         write::<E, A, M, N>(y, i, value, shape);
-        walk.advance(backwards, shape);
     }
 }
 

@@ -326,9 +326,8 @@ pub(crate) fn merge_many<A: Float, P: Size>(
     let plane = geometry.len * geometry.channels;
     let mut part = Partial::<A, P>::empty();
     for _ in 0..walk.count {
-        let other = load::<A, P>(partials, walk.index, plane, kind);
+        let other = load::<A, P>(partials, walk.next(false, shape), plane, kind);
         part.merge(other, numbers, kind);
-        walk.advance(false, shape);
     }
     merge_units::<A, P>(part, numbers, kind, shape)
 }

@@ -58,19 +58,17 @@ fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
     let mut walk = Walk::new(geometry, false);
     let zero = Vector::<A, N>::new(A::new(0.0));
     let mut part = Partial::<A, N>::empty();
+    let at_once = comptime!(shape.at_once);
     let mut left = walk.count;
     while left > 0 {
         let count = at_most(left, comptime!(BLOCK).runtime());
-        let mut pivot = read::<E, A, M, N>(x, walk.index, shape);
-        walk.advance(false, shape);
+        let mut pivot = read::<E, A, M, N>(x, walk.next(false, shape), shape);
         let mut done = 1usize;
         let mut sum = zero;
         let mut squares = zero;
         if count > 2 {
-            let second = read::<E, A, M, N>(x, walk.index, shape);
-            walk.advance(false, shape);
-            let third = read::<E, A, M, N>(x, walk.index, shape);
-            walk.advance(false, shape);
+            let second = read::<E, A, M, N>(x, walk.next(false, shape), shape);
+            let third = read::<E, A, M, N>(x, walk.next(false, shape), shape);
             let middle = median::<A, N>(pivot, second, third);
             let a = difference::<A, N>(pivot, middle, numbers, scaled);
             let b = difference::<A, N>(second, middle, numbers, scaled);
@@ -80,19 +78,27 @@ fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
             pivot = middle;
             done = 3usize;
         }
-        for _ in done..count {
-            let value = read::<E, A, M, N>(x, walk.index, shape);
-            let diff = difference::<A, N>(value, pivot, numbers, scaled);
-            sum += diff;
-            squares += diff * diff;
-            walk.advance(false, shape);
+        let rest = count - done;
+        for _ in 0..rest / at_once {
+            let (a, b) =
+                differences::<E, A, M, N>(x, &mut walk, pivot, numbers, at_once, scaled, shape);
+            sum += a;
+            squares += b;
+        }
+        if comptime!(at_once > 1) {
+            for _ in 0..rest % at_once {
+                let (a, b) =
+                    differences::<E, A, M, N>(x, &mut walk, pivot, numbers, 1usize, scaled, shape);
+                sum += a;
+                squares += b;
+            }
         }
         let n = A::cast_from(count);
         let mean = sum / Vector::new(n);
-        let rest = squares - sum * mean;
+        let m2 = squares - sum * mean;
         // Rounding can take it below 0 by a digit; NaN passes.
-        let rest = select_many(rest.less_than(&zero), zero, rest);
-        let deviation = (rest / Vector::new(n)).sqrt();
+        let m2 = select_many(m2.less_than(&zero), zero, m2);
+        let deviation = (m2 / Vector::new(n)).sqrt();
         let (first, low) = two_sum::<A, N>(pivot, unscaled::<A, N>(mean, numbers, scaled), numbers);
         let block = Partial::<A, N> {
             count: n,
@@ -104,6 +110,34 @@ fn unit_moments<E: Numeric, A: Float, M: Size, N: Size>(
         left -= count;
     }
     part
+}
+
+/// The sums of `x - k` and of its square, of the next few vectors.
+#[cube]
+fn differences<E: Numeric, A: Float, M: Size, N: Size>(
+    x: &[Vector<E, M>],
+    walk: &mut Walk,
+    pivot: Vector<A, N>,
+    numbers: &Numbers,
+    #[comptime] at_once: usize,
+    #[comptime] scaled: bool,
+    #[comptime] shape: CubeShape,
+) -> (Vector<A, N>, Vector<A, N>) {
+    let mut values = Sequence::<Vector<A, N>>::new();
+    #[unroll]
+    for _ in 0..at_once {
+        let i = walk.next(false, shape);
+        values.push(read::<E, A, M, N>(x, i, shape));
+    }
+    let mut sum = difference::<A, N>(*values.index(0usize), pivot, numbers, scaled);
+    let mut squares = sum * sum;
+    #[unroll]
+    for k in 1..at_once {
+        let diff = difference::<A, N>(*values.index(k), pivot, numbers, scaled);
+        sum += diff;
+        squares += diff * diff;
+    }
+    (sum, squares)
 }
 
 /// The one in the middle.

@@ -27,42 +27,79 @@ pub(crate) fn reduce_sums<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     numbers: &Numbers,
     #[comptime] blueprint: GradientBlueprint,
 ) -> Partial<A, P> {
-    let element = comptime!(blueprint.element);
-    let shape = comptime!(element.shape);
+    let shape = comptime!(blueprint.element.shape);
+    let at_once = comptime!(shape.at_once);
     let mut walk = Walk::new(geometry, false);
-    let zero = Vector::<A, N>::new(A::new(0.0));
 
-    let mut first = zero;
-    let mut second = zero;
+    let mut all = Partial::<A, N>::empty();
     let mut left = walk.count;
     while left > 0 {
         let count = at_most(left, comptime!(BLOCK).runtime());
-        let mut sum = zero;
-        let mut product = zero;
-        for _ in 0..count {
-            let i = walk.index;
-            let diff = centred::<A, N>(read::<E, A, M, N>(x, i, shape), affine, element);
-            let upstream = read::<E, A, M, N>(dy, i, shape);
-            let grad =
-                gradient::<E, A, M, N>(diff, upstream, affine, residual, i, numbers, element);
-            sum += grad;
-            product += grad * diff;
-            if comptime!(blueprint.early() && blueprint.residual) {
-                write::<E, A, M, N>(dresidual, i, grad, shape);
-            }
-            if comptime!(blueprint.early() && blueprint.input) {
-                write::<E, A, M, N>(dx, i, grad * affine.scale, shape);
-            }
-            walk.advance(false, shape);
+        let mut block = Partial::<A, N>::empty();
+        for _ in 0..count / at_once {
+            add::<E, A, M, N>(
+                x, dy, residual, dx, dresidual, &mut walk, &mut block, affine, numbers, at_once,
+                blueprint,
+            );
         }
-        first += sum;
-        second += product;
+        if comptime!(at_once > 1) {
+            for _ in 0..count % at_once {
+                add::<E, A, M, N>(
+                    x, dy, residual, dx, dresidual, &mut walk, &mut block, affine, numbers, 1usize,
+                    blueprint,
+                );
+            }
+        }
+        all.merge(block, numbers, comptime!(Merge::Sums));
         left -= count;
     }
-
-    let part = Partial::<A, N>::sums(first, second);
-    let lanes = merge_lanes::<A, N, P>(part, numbers, comptime!(Merge::Sums), shape);
+    let lanes = merge_lanes::<A, N, P>(all, numbers, comptime!(Merge::Sums), shape);
     merge_units::<A, P>(lanes, numbers, comptime!(Merge::Sums), shape)
+}
+
+/// Adds the next few vectors to the sums.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn add<E: Numeric, A: Float, M: Size, N: Size>(
+    x: &[Vector<E, M>],
+    dy: &[Vector<E, M>],
+    residual: &[Vector<E, M>],
+    dx: &mut [Vector<E, M>],
+    dresidual: &mut [Vector<E, M>],
+    walk: &mut Walk,
+    sums: &mut Partial<A, N>,
+    affine: Affine<A, N>,
+    numbers: &Numbers,
+    #[comptime] at_once: usize,
+    #[comptime] blueprint: GradientBlueprint,
+) {
+    let element = comptime!(blueprint.element);
+    let shape = comptime!(element.shape);
+    let mut places = Sequence::<usize>::new();
+    let mut values = Sequence::<Vector<A, N>>::new();
+    let mut upstream = Sequence::<Vector<A, N>>::new();
+    #[unroll]
+    for _ in 0..at_once {
+        let i = walk.next(false, shape);
+        places.push(i);
+        values.push(read::<E, A, M, N>(x, i, shape));
+        upstream.push(read::<E, A, M, N>(dy, i, shape));
+    }
+    #[unroll]
+    for k in 0..at_once {
+        let i = *places.index(k);
+        let diff = centred::<A, N>(*values.index(k), affine, element);
+        let dy = *upstream.index(k);
+        let grad = gradient::<E, A, M, N>(diff, dy, affine, residual, i, numbers, element);
+        sums.first += grad;
+        sums.second += grad * diff;
+        if comptime!(blueprint.early() && blueprint.residual) {
+            write::<E, A, M, N>(dresidual, i, grad, shape);
+        }
+        if comptime!(blueprint.early() && blueprint.input) {
+            write::<E, A, M, N>(dx, i, grad * affine.scale, shape);
+        }
+    }
 }
 
 /// First of several stages: the sums of every split.

@@ -116,8 +116,17 @@ impl Walk {
         }
     }
 
+    /// The current vector's index, and on to the next one.
+    pub fn next(&mut self, #[comptime] backwards: bool, #[comptime] shape: CubeShape) -> usize {
+        // A copy: the walk's own index changes.
+        let mut index = 0usize;
+        index += self.index;
+        self.advance(backwards, shape);
+        index
+    }
+
     /// To the next vector.
-    pub fn advance(&mut self, #[comptime] backwards: bool, #[comptime] shape: CubeShape) {
+    fn advance(&mut self, #[comptime] backwards: bool, #[comptime] shape: CubeShape) {
         if comptime!(shape.columns && backwards) {
             self.index -= self.jump;
         } else if comptime!(shape.columns) {

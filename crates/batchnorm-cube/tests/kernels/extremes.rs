@@ -111,3 +111,32 @@ fn given_statistics_have_no_batch_terms() {
     let [_, dx, _] = run(&client, Activation::None, &[1e20; 8], &[1e20; 8]);
     assert!(dx.iter().all(|dx| (dx / 1e20 - 1.0).abs() < 1e-6));
 }
+
+/// A variance of 0 with an epsilon that is 0 in `f32`, or nearly: the value of a constant channel gives beta, not `0 * infinity`.
+#[test]
+fn a_variance_of_zero_gives_beta() {
+    let Some(client) = client() else { return };
+    let problem = Problem::new(Layout::new(8, 1, 1), F32);
+    let x = upload(&client, F32, &[3.0; 8]);
+    let [mean, variance, gamma, beta] = [3.0, 0.0, 2.0, 0.25].map(|v| upload(&client, F32, &[v]));
+    let packed = upload(&client, F32, &[3.0, 0.0, 0.0]);
+    let affine = Affine {
+        gamma: &gamma,
+        beta: &beta,
+    };
+    let apart = Center::Apart {
+        mean: &mean,
+        variance: &variance,
+    };
+    for center in [apart, Center::Packed(&packed)] {
+        for epsilon in [0.0, 1e-46, 1e-40] {
+            let y = empty(&client, F32, 8);
+            let (epilogue, target) = (Epilogue::default(), Target::To(&y));
+            normalize(
+                &client, problem, &x, center, affine, epsilon, epilogue, target,
+            )
+            .unwrap();
+            assert_eq!(download(&client, F32, &y), [0.25; 8], "{epsilon}");
+        }
+    }
+}

@@ -53,16 +53,16 @@ fn check_training(client: &Client, problem: Problem) {
         }
     }
     let [y, dx] = [&step.y, &step.dx].map(|handle| download(client, F32, handle));
-    for i in 0..layout.len() {
+    for (i, (y, dx)) in y.iter().zip(&dx).enumerate() {
         let [x_sum, squares, dbeta, products] = sums[channel(layout, i)];
         let mean = x_sum / n;
         let inv_std = 1.0 / (squares / n - mean * mean + 1e-5).sqrt();
         let dgamma = (products - dbeta * mean) * inv_std;
         let xhat = (x[i] - mean) * inv_std;
-        let off = (y[i] - (xhat + 1.0)).abs();
+        let off = (y - (xhat + 1.0)).abs();
         assert!(off < 1e-5, "{layout:?}: y[{i}] is off by {off:e}");
         let expected = inv_std * (dy[i] - dbeta / n - xhat * dgamma / n);
-        let off = (dx[i] - expected).abs();
+        let off = (dx - expected).abs();
         assert!(off < 1e-4, "{layout:?}: dx[{i}] is off by {off:e}");
     }
 }

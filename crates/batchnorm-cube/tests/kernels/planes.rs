@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use crate::device::{Random, client, client_with_planes, download, upload};
 use crate::training::Training;
-use crate::{check_cuts, check_odd_shapes};
+use crate::{ODD, check_cuts, check_odd_shapes};
 
 const F32: Element = Element::F32;
 
@@ -16,7 +16,7 @@ fn planes_of_a_gpu() {
         return;
     };
     check_cuts(&client, Strategy::Gpu);
-    check_odd_shapes(&client, Strategy::Gpu);
+    check_odd_shapes(&client, Strategy::Gpu, &ODD);
 }
 
 /// Cubes of one plane, which need no shared memory at all.
@@ -26,7 +26,7 @@ fn cubes_of_one_plane() {
         return;
     };
     check_cuts(&client, Strategy::Software);
-    check_odd_shapes(&client, Strategy::Software);
+    check_odd_shapes(&client, Strategy::Software, &ODD);
 }
 
 /// All units of a cube hold the same statistics, to the last bit: equal inputs of a channel give equal outputs.

@@ -22,6 +22,9 @@ pub(crate) fn moments<const D: usize>(
         inner,
     } = view;
     let dtype = compute_dtype(input.dtype());
+    if view.is_empty() {
+        return Tensor::zeros([4, channels], (&input.device(), dtype));
+    }
     let x = cast(input, dtype).reshape([outer, channels, inner]);
     let weighted = weights.shape()[axis];
     let weights = cast(weights.detach(), dtype)

@@ -48,7 +48,7 @@ pub(super) enum Role {
 }
 
 /// Where an unchanged clone came from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Origin {
     /// What it was cloned from, what that was an unchanged clone of, and so on, each at its version.
     lineage: VecDeque<(Weak<Shared>, u64)>,
@@ -59,7 +59,7 @@ pub(super) struct Origin {
 }
 
 /// A worker, and the composition of what it did.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Worker {
     origin: Origin,
     keep: f64,
@@ -69,7 +69,7 @@ pub(super) struct Worker {
 }
 
 /// What a worker hands over.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Report {
     worker: Worker,
     /// The version of the receiver that the worker started from.
@@ -105,36 +105,47 @@ impl Shared {
     /// A state of the same values: `Module::clone`.
     pub(crate) fn cloned(self: &Arc<Self>) -> Arc<Self> {
         let mut state = lock(&self.state);
-        // What an unchanged clone was handed is not its own yet: its clones start from where it did.
-        if !matches!(state.role, Role::Clone(_)) {
-            state.settle();
-        }
         let mut lineage = VecDeque::from([(Arc::downgrade(self), state.version)]);
         let mut sources = vec![state.alive.clone()];
-        if let Role::Clone(origin) = &state.role {
-            lineage.extend(origin.lineage.iter().cloned());
-            sources.extend(state.sources.iter().cloned());
+        let mut reports = Vec::new();
+        match &state.role {
+            // What an unchanged clone was handed is not its own yet: workers that are cloned from it
+            // start from where it did, while a clone that becomes a model takes it along.
+            Role::Clone(origin) => {
+                lineage.extend(origin.lineage.iter().cloned());
+                sources.extend(state.sources.iter().cloned());
+                reports.clone_from(&state.reports);
+            }
+            Role::Own | Role::Worker(_) => {
+                state.settle();
+                lineage[0].1 = state.version;
+            }
         }
+        let values = state.values().clone();
         let origin = Origin {
             lineage,
             order: state.clones,
-            base: state.values().clone(),
+            base: values.clone(),
         };
         state.clones += 1;
-        let values = state.values().clone();
-        Self::with_role(values, Role::Clone(origin), sources)
+        let clone = Self::with_role(values, Role::Clone(origin), sources);
+        lock(&clone.state).reports = reports;
+        clone
     }
 
     /// Makes an unchanged clone a worker: `Module::fork`.
     pub(crate) fn forked(&self) {
-        let mut state = self.settled();
+        let mut state = lock(&self.state);
         state.role = match std::mem::replace(&mut state.role, Role::Own) {
-            Role::Clone(origin) => Role::Worker(Box::new(Worker {
-                origin,
-                keep: 1.0,
-                batches: 0,
-                weight: 0.0,
-            })),
+            Role::Clone(origin) => {
+                state.reports.clear();
+                Role::Worker(Box::new(Worker {
+                    origin,
+                    keep: 1.0,
+                    batches: 0,
+                    weight: 0.0,
+                }))
+            }
             role => role,
         };
     }
@@ -157,7 +168,7 @@ impl Drop for Shared {
         };
         match (role, values) {
             // Nobody has looked at what it was handed.
-            (Role::Clone(_), _) => reports
+            (Role::Clone(_), _) if !has_clone => reports
                 .into_iter()
                 .for_each(|Report { worker, values, .. }| hand_over(worker, values)),
             (Role::Worker(worker), Some(values))

@@ -23,11 +23,7 @@ pub enum NormKind {
 
 impl std::fmt::Display for NormKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Batch => "batch",
-            Self::Burn => "burn",
-            Self::None => "none",
-        })
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 

@@ -55,48 +55,39 @@ pub struct Summary {
     pub classes: Vec<ClassReport>,
 }
 
-/// The parts of a [`Summary`].
-pub struct Results<'a> {
-    pub config: &'a RunConfig,
-    pub device: &'a NamedDevice,
-    pub history: &'a History,
-    /// The epoch of the model that was evaluated.
-    pub model_epoch: usize,
-    pub train: &'a Evaluation,
-    pub valid: &'a Evaluation,
-    pub test: &'a Evaluation,
-}
-
-impl Results<'_> {
-    /// As it is saved.
-    pub fn summary(&self) -> Summary {
-        let rows = &self.history.rows;
+impl Summary {
+    /// Of the network of `model_epoch`, by what it makes of training, validation and test images.
+    pub fn new(
+        config: &RunConfig,
+        device: &NamedDevice,
+        history: &History,
+        model_epoch: usize,
+        [train, valid, test]: [&Evaluation; 3],
+    ) -> Self {
+        let rows = &history.rows;
         let seconds: f64 = rows.iter().map(|row| row.train_seconds).sum();
-        let images: f64 = rows
-            .iter()
-            .map(|row| row.train_seconds * row.train_images_per_second)
-            .sum();
-        let validated = self.valid.scores.count > 0;
-        Summary {
-            device: self.device.name.clone(),
-            adapter: self.device.adapter.clone(),
-            model: self.config.model.describe(),
-            data: self.config.data.clone(),
+        let images = rows.len() * train.scores.count;
+        let validated = valid.scores.count > 0;
+        Self {
+            device: device.name.clone(),
+            adapter: device.adapter.clone(),
+            model: config.model.describe(),
+            data: config.data.clone(),
             epochs: rows.len(),
-            model_epoch: self.model_epoch,
-            seed: self.config.training.seed,
-            train_images: self.train.scores.count,
-            train_loss: self.train.scores.loss(),
-            train_accuracy: self.train.scores.accuracy(),
-            validation_images: self.valid.scores.count,
-            validation_loss: validated.then(|| self.valid.scores.loss()),
-            validation_accuracy: validated.then(|| self.valid.scores.accuracy()),
-            test_images: self.test.scores.count,
-            test_loss: self.test.scores.loss(),
-            test_accuracy: self.test.scores.accuracy(),
+            model_epoch,
+            seed: config.training.seed,
+            train_images: train.scores.count,
+            train_loss: train.scores.loss(),
+            train_accuracy: train.scores.accuracy(),
+            validation_images: valid.scores.count,
+            validation_loss: validated.then(|| valid.scores.loss()),
+            validation_accuracy: validated.then(|| valid.scores.accuracy()),
+            test_images: test.scores.count,
+            test_loss: test.scores.loss(),
+            test_accuracy: test.scores.accuracy(),
             train_seconds: seconds,
-            train_images_per_second: images / seconds,
-            classes: by_class(self.test, &self.config.class_names),
+            train_images_per_second: images as f64 / seconds,
+            classes: by_class(test, &config.class_names),
         }
     }
 }

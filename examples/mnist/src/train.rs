@@ -11,7 +11,7 @@ use crate::eval::evaluate;
 use crate::folder::{self, CONFIG, CONFUSION, CURVES, Folder, METRICS, SUMMARY};
 use crate::history::History;
 use crate::model::NormKind;
-use crate::report::{Results, Summary};
+use crate::report::Summary;
 use crate::training::{Session, Trained, TrainingData, out_of_patience, train};
 use crate::{Interrupted, RUN, checkpoint, plots};
 
@@ -221,16 +221,10 @@ fn finish(run: &Prepared, trained: Trained, folder: &Folder) -> Result<Summary> 
     };
     let samples = Samples::new(&run.data.test, config.model.input, config.scale);
     let test = evaluate(&model, &samples, &samples.all(), &device)?;
-    let summary = Results {
-        config,
-        device: &run.device,
-        history,
-        model_epoch,
-        train: &run.images.evaluate_train(&model, &device)?,
-        valid: &run.images.evaluate_valid(&model, &device)?,
-        test: &test,
-    }
-    .summary();
+    let train = run.images.evaluate_train(&model, &device)?;
+    let valid = run.images.evaluate_valid(&model, &device)?;
+    let evaluations = [&train, &valid, &test];
+    let summary = Summary::new(config, &run.device, history, model_epoch, evaluations);
     // First and last: what is between them belongs together where this file is.
     folder::remove(&folder.file(SUMMARY))?;
     folder.save_model(&model)?;

@@ -19,20 +19,11 @@ use mnist::data::{Dataset, Images, Source};
 use serde_json::Value;
 
 /// All files of a finished run.
-const ALL_FILES: [&str; 9] = [
-    ".lock",
-    "checkpoint",
-    "config.json",
-    "confusion-matrix.png",
-    "learning-curves.png",
-    "metrics.csv",
-    "model.bpk",
-    "model.safetensors",
-    "summary.json",
-];
+const ALL_FILES: &str = ".lock checkpoint config.json confusion-matrix.png learning-curves.png \
+                         metrics.csv model.bpk model.safetensors summary.json";
 
 /// The program in `folder`, with flags separated by blanks.
-fn mnist(folder: &Path, flags: &str) -> Command {
+fn mnist(folder: impl AsRef<Path>, flags: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mnist"));
     command
         .args(flags.split_whitespace())
@@ -77,31 +68,60 @@ fn json(command: &mut Command) -> Value {
     serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error} in the output:\n{output}"))
 }
 
-/// Runs a command that must fail with this status and say all of `parts`, without a panic.
+/// What the program says as JSON.
 #[track_caller]
-fn fail(command: &mut Command, status: i32, parts: &[&str]) {
+fn report(folder: impl AsRef<Path>, flags: &str) -> Value {
+    json(&mut mnist(folder, flags))
+}
+
+/// Runs a command that must fail with this status and say all of `parts`, which `|` separates,
+/// without a panic.
+#[track_caller]
+fn fail(command: &mut Command, status: i32, parts: &str) {
     let output = command.output().expect("the program starts");
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{command:?}\n{message}");
-    for part in parts {
+    for part in parts.split('|') {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
     assert!(!message.contains("panicked"), "{message}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
 }
 
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("temporary folder")
+/// The program must fail with status 1.
+#[track_caller]
+fn refuse(folder: impl AsRef<Path>, flags: &str, parts: &str) {
+    fail(&mut mnist(folder, flags), 1, parts);
 }
 
-fn names(folder: &Path) -> Vec<String> {
+/// A temporary folder.
+struct Base(tempfile::TempDir);
+
+impl Base {
+    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.0.path().join(path)
+    }
+}
+
+impl AsRef<Path> for Base {
+    fn as_ref(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+fn folder() -> Base {
+    Base(tempfile::tempdir().expect("temporary folder"))
+}
+
+/// Names of the files in a folder, sorted, with blanks between them.
+fn names(folder: impl AsRef<Path>) -> String {
     let entries = fs::read_dir(folder).expect("a folder");
     let name = |entry: std::io::Result<fs::DirEntry>| {
         text(entry.expect("an entry").file_name().as_encoded_bytes())
     };
     let mut names: Vec<String> = entries.map(name).collect();
     names.sort();
-    names
+    names.join(" ")
 }
 
 #[track_caller]
@@ -111,26 +131,26 @@ fn number(value: &Value, key: &str) -> f64 {
         .unwrap_or_else(|| panic!("`{key}` is not a number in {value}"))
 }
 
-fn read_json(path: &Path) -> Value {
+fn read_json(path: impl AsRef<Path>) -> Value {
     serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON")
 }
 
 /// `metrics.csv` without the times.
-fn epochs(run: &Path) -> Vec<String> {
-    let csv = fs::read_to_string(run.join("metrics.csv")).expect("metrics.csv");
+fn epochs(run: impl AsRef<Path>) -> Vec<String> {
+    let csv = fs::read_to_string(run.as_ref().join("metrics.csv")).expect("metrics.csv");
     let row = |line: &str| line.split(',').take(5).collect::<Vec<_>>().join(",");
     csv.lines().skip(1).map(row).collect()
 }
 
 /// Waits until `path` is there.
 #[track_caller]
-fn wait_for(path: &Path) {
+fn wait_for(path: impl AsRef<Path>) {
     let start = Instant::now();
-    while !path.exists() {
+    while !path.as_ref().exists() {
         assert!(
             start.elapsed() < Duration::from_secs(60),
             "{} never came",
-            path.display()
+            path.as_ref().display()
         );
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -151,8 +171,8 @@ fn write_idx(folder: &Path, split: &str, images: &Images, count: usize) {
 }
 
 /// A data set of few images, for devices that are slow and for files that are then damaged.
-fn small_data(folder: &Path) -> PathBuf {
-    let data = folder.join("few-fashion");
+fn small_data(folder: impl AsRef<Path>) -> PathBuf {
+    let data = folder.as_ref().join("few-fashion");
     fs::create_dir(&data).expect("created");
     let set = embedded();
     write_idx(&data, "train", &set.train, 320);
@@ -167,7 +187,7 @@ fn trained() -> &'static (PathBuf, Value) {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mnist-cli");
         let _ = fs::remove_dir_all(&base);
         fs::create_dir_all(&base).expect("created");
-        let summary = json(&mut mnist(&base, "--epochs 2 --device flex"));
+        let summary = report(&base, "--epochs 2 --device flex");
         (base, summary)
     })
 }

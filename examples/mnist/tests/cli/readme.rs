@@ -25,7 +25,7 @@ fn the_readme_shows_what_the_program_prints() {
         } else {
             ""
         };
-        let run = mnist(base.path(), &format!("{flags} {device}"))
+        let run = mnist(&base, &format!("{flags} {device}"))
             .output()
             .expect("starts");
         let printed = text(&run.stderr) + &text(&run.stdout);

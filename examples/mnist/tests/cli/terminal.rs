@@ -22,7 +22,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn start(folder: &Path, flags: &str) -> Self {
+    fn start(folder: impl AsRef<Path>, flags: &str) -> Self {
         let (mut master, mut slave) = (0, 0);
         let size = libc::winsize {
             ws_row: 40,
@@ -120,13 +120,13 @@ impl Terminal {
 }
 
 /// A dashboard that has shown an epoch.
-fn dashboard(folder: &Path) -> Terminal {
+fn dashboard(folder: &Base) -> Terminal {
     let mut terminal = Terminal::start(
         folder,
         "--device flex --epochs 100000 --out run --progress dashboard",
     );
     terminal.wait_for(ENTERS);
-    let file = folder.join("run/checkpoint/scheduler-2.bpk");
+    let file = folder.at("run/checkpoint/scheduler-2.bpk");
     let start = Instant::now();
     while !file.exists() {
         assert!(start.elapsed() < Duration::from_secs(60), "no epoch");
@@ -148,25 +148,22 @@ fn assert_left((status, screen): (Option<i32>, String)) -> String {
 #[test]
 fn ctrl_c_stops_the_dashboard() {
     let base = folder();
-    let mut terminal = dashboard(base.path());
+    let mut terminal = dashboard(&base);
     terminal.press("\x03");
     let after = assert_left(terminal.end());
     // The epochs stay on the screen.
     assert!(after.contains("epoch      2/100000  train loss"), "{after}");
     assert!(after.contains("--resume --out run"), "{after}");
-    let done = epochs(&base.path().join("run/checkpoint")).len();
+    let done = epochs(&base.at("run/checkpoint")).len();
     assert!(done >= 2);
-    json(&mut mnist(
-        base.path(),
-        &format!("--resume --epochs {} --out run", done + 1),
-    ));
+    report(&base, &format!("--resume --epochs {} --out run", done + 1));
 }
 
 #[test]
 fn termination_gives_the_terminal_back() {
     for times in [1, 2] {
         let base = folder();
-        let terminal = dashboard(base.path());
+        let terminal = dashboard(&base);
         for _ in 0..times {
             succeed(Command::new("kill").args(["-TERM", &terminal.child.id().to_string()]));
         }
@@ -177,7 +174,7 @@ fn termination_gives_the_terminal_back() {
 #[test]
 fn killing_in_the_dashboard_leaves_one_clean_message() {
     let base = folder();
-    let mut terminal = dashboard(base.path());
+    let mut terminal = dashboard(&base);
     terminal.press("q");
     terminal.wait_for("Kill the program");
     terminal.press("k");
@@ -193,7 +190,7 @@ fn killing_in_the_dashboard_leaves_one_clean_message() {
 fn a_finished_dashboard_leaves_epochs_and_results() {
     let base = folder();
     let terminal = Terminal::start(
-        base.path(),
+        &base,
         "--device flex --epochs 2 --out run --progress dashboard",
     );
     let (status, screen) = terminal.end();
@@ -214,7 +211,7 @@ fn a_finished_dashboard_leaves_epochs_and_results() {
 #[test]
 fn the_plain_bar_is_cleared_on_ctrl_c() {
     let base = folder();
-    let mut terminal = Terminal::start(base.path(), "--device flex --epochs 100000 --out run");
+    let mut terminal = Terminal::start(&base, "--device flex --epochs 100000 --out run");
     terminal.wait_for("epoch      3/100000  train loss");
     terminal.press("\x03");
     let (status, screen) = terminal.end();
@@ -229,7 +226,7 @@ fn the_plain_bar_is_cleared_on_ctrl_c() {
         "{last}"
     );
     // JSON on standard output has no dashboard before it.
-    let terminal = Terminal::start(base.path(), "--progress dashboard --json --out other");
+    let terminal = Terminal::start(&base, "--progress dashboard --json --out other");
     let (status, screen) = terminal.end();
     assert_eq!(status, Some(1), "{screen}");
     assert!(

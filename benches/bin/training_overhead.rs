@@ -9,9 +9,9 @@
 //! the rounds. The command line is the parsed command itself, writing into a temporary folder.
 
 use clap::Parser;
-use mnist::artifacts::Artifacts;
 use mnist::cli::{Cli, TrainArgs};
-use mnist::data::EpochTime;
+use mnist::data::{EpochTime, Source};
+use mnist::folder::{CONFIG, Folder, load_config};
 use mnist::training::{TrainingData, bare_loop};
 
 /// The allocator of the example, on both sides.
@@ -42,11 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut command_line, mut bare) = (Vec::new(), Vec::new());
 
     for _ in 0..arguments.rounds {
-        let summary = mnist::run::train(&args, &burn::train::Interrupter::new())?;
+        let summary = mnist::train::run(&args, &burn::train::Interrupter::new())?;
         command_line.push(summary.train_images_per_second);
 
-        let config = Artifacts::new(folder.path()).load_config()?;
-        let images = config.source().load()?.train;
+        let config = load_config(&Folder::new(folder.path()).file(CONFIG))?;
+        let images = Source::from(config.data.as_str()).load()?.train;
         let data = TrainingData::new(&config, &images)?;
         let device = mnist::device::resolve(&arguments.device)?.device();
         bare.push(rate(&bare_loop(&config, &data, &device)));

@@ -4,19 +4,22 @@ Why: the test accuracy of `examples/mnist` is held against this script's, mean
 over seeds, so both sides must train alike. The network is input -> Linear(hidden)
 -> ReLU -> BatchNorm1d -> Linear(10) with cross-entropy and Adam (PyTorch's
 defaults but for the learning rate; `--adam-eps` sets Burn's 1e-5), initialised as
-PyTorch does. Pixels are divided by 255, nothing else. Every epoch sees all
+PyTorch does. Pixels are standardised as the example does it: by the mean and the
+deviation of all pixels of the training images. Every epoch sees all
 training images once in a new random order; a last smaller batch is kept. There
 is no validation split and no choice of epoch: the accuracy after the last one
 counts.
 
     python pytorch_mnist.py --data DIR [--hidden 50] [--epochs 10] [--batch-size 32]
         [--seeds 1 2 3] [--norm batch|none] [--lr 0.001] [--adam-eps 1e-8]
-        [--threads 1] [--json FILE]
+        [--threads 1] [--flush-denormal] [--json FILE]
 
 DIR holds the four IDX files of MNIST, Fashion-MNIST or a relative, gzipped or
 plain. Images stay in memory as tensors, so images per second (training steps
 only, evaluation not counted) is what PyTorch's eager loop can do, not what a
-data loader costs. Needs torch and numpy.
+data loader costs. With `--flush-denormal` denormal numbers are zero
+(`torch.set_flush_denormal`), which is what the example's optimizer avoids
+without that switch. Needs torch and numpy.
 """
 
 import argparse
@@ -43,14 +46,15 @@ def read_idx(folder, name, rank):
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape.astype(int))
 
 
-def load(folder, split):
-    """Images as f32 [count, pixels] in [0, 1], labels as i64."""
+def load(folder, split, scale=None):
+    """Images as f32 [count, pixels], standardised by `scale` or their own; labels as i64; the scale."""
     images = read_idx(folder, f"{split}-images-idx3-ubyte", 3)
     labels = read_idx(folder, f"{split}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
         raise SystemExit(f"{split}: {len(images)} images but {len(labels)} labels")
-    x = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
-    return x, torch.from_numpy(labels.astype(np.int64))
+    mean, deviation = scale or (images.mean() / 255, images.std() / 255)
+    x = (images.reshape(len(images), -1).astype(np.float32) / 255 - np.float32(mean)) / np.float32(deviation)
+    return (torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64))), (mean, deviation)
 
 
 def build_model(pixels, hidden, norm):
@@ -108,11 +112,16 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--adam-eps", type=float, default=1e-8, help="PyTorch's default; Burn's is 1e-5")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--flush-denormal", action="store_true", help="treat denormal numbers as zero")
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    train, test = load(args.data, "train"), load(args.data, "t10k")
+    if not torch.set_flush_denormal(args.flush_denormal) and args.flush_denormal:
+        raise SystemExit("--flush-denormal: this processor cannot")
+
+    train, scale = load(args.data, "train")
+    test, _ = load(args.data, "t10k", scale)
     settings = {k: v for k, v in vars(args).items() if k not in ("data", "json")}
     print(f"torch {torch.__version__}, {len(train[0])} training and {len(test[0])} test images, {settings}")
     runs = []

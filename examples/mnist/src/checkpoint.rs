@@ -1,74 +1,120 @@
 //! Which checkpoints are kept, and which one a run resumes from.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anyhow::{Context, Result, bail};
+use burn::optim::{OptimizerRecord, lr_scheduler::LrSchedulerRecord};
+use burn::tensor::Device;
+use burn::train::Interrupter;
 use burn::train::checkpoint::{CheckpointingAction, CheckpointingStrategy};
 use burn::train::metric::store::EventStoreClient;
 
-use crate::artifacts::Artifacts;
+use crate::config::RunConfig;
+use crate::folder::{Folder, METRICS, load_record, names_or_none};
 use crate::history::SharedHistory;
+use crate::note;
 
 /// The three files of Burn's default checkpointers.
 const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
-/// Epochs of which all three files are in `folder`. Burn renames each file into place when it is
-/// whole, so a file that exists is a good one.
-pub fn complete(folder: &Path) -> Vec<usize> {
+/// The epoch of a checkpoint file, from its name.
+pub fn epoch_of(name: &str) -> Option<usize> {
+    let (part, rest) = name.split_once('-')?;
+    PARTS.contains(&part).then_some(())?;
+    rest.strip_suffix(".bpk")?.parse().ok()
+}
+
+/// Epochs of which all three files are there.
+fn complete(folder: &Folder) -> Vec<usize> {
     let mut parts: BTreeMap<usize, usize> = BTreeMap::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let epoch = name.to_str().and_then(|name| {
-            let (part, rest) = name.split_once('-')?;
-            PARTS.contains(&part).then_some(())?;
-            rest.strip_suffix(".bpk")?.parse().ok()
-        });
-        if let Some(epoch) = epoch {
-            *parts.entry(epoch).or_default() += 1;
-        }
+    for epoch in names_or_none(&folder.state(""))
+        .iter()
+        .filter_map(|name| epoch_of(name))
+    {
+        *parts.entry(epoch).or_default() += 1;
     }
     let complete = parts.into_iter().filter(|(_, count)| *count == PARTS.len());
     complete.map(|(epoch, _)| epoch).collect()
 }
 
 /// The model file of the checkpoint of `epoch`.
-pub fn model_path(folder: &Path, epoch: usize) -> PathBuf {
-    folder.join(format!("model-{epoch}.bpk"))
+pub fn model_path(folder: &Folder, epoch: usize) -> PathBuf {
+    folder.state(&format!("model-{epoch}.bpk"))
 }
 
-/// Keeps the last two checkpoints and the one with the lowest validation loss.
-///
-/// Burn's own composition of strategies forgets, when a run is resumed, what was there before and
-/// leaves those files for ever; this one looks at the folder. It also writes `metrics.csv`, since
-/// it is called exactly when an epoch is complete.
-pub struct KeepLastAndBest {
-    artifacts: Artifacts,
-    history: SharedHistory,
-    completed: Arc<AtomicUsize>,
-}
-
-impl KeepLastAndBest {
-    /// `completed` receives the number of the last complete epoch.
-    pub fn new(artifacts: Artifacts, history: SharedHistory, completed: Arc<AtomicUsize>) -> Self {
-        Self {
-            artifacts,
-            history,
-            completed,
+/// The last checkpoint, of those up to `epochs`, that can be read. Says which ones cannot.
+pub fn last_good(
+    folder: &Folder,
+    epochs: usize,
+    config: &RunConfig,
+    device: &Device,
+) -> Result<usize> {
+    let readable = |epoch: usize| {
+        let path = |part: &str| folder.state(&format!("{part}-{epoch}.bpk"));
+        load_record(&model_path(folder, epoch), config, device)?;
+        OptimizerRecord::load(path(PARTS[1])).with_context(|| damaged(path(PARTS[1])))?;
+        LrSchedulerRecord::load(path(PARTS[2])).with_context(|| damaged(path(PARTS[2])))?;
+        anyhow::Ok(())
+    };
+    let mut failure = None;
+    for epoch in complete(folder)
+        .into_iter()
+        .rev()
+        .filter(|epoch| *epoch <= epochs)
+    {
+        match readable(epoch) {
+            Ok(()) => {
+                if let Some(error) = failure {
+                    note(&format!("note: {error:#}; going back to epoch {epoch}"));
+                }
+                return Ok(epoch);
+            }
+            // Of several the newest is the one to tell about.
+            Err(error) => failure = failure.or(Some(error)),
         }
+    }
+    match failure {
+        Some(error) => Err(error.context("no checkpoint can be read")),
+        None => bail!("there is no complete checkpoint"),
     }
 }
 
+fn damaged(path: PathBuf) -> String {
+    format!("{} is damaged", path.display())
+}
+
+/// Keeps the last two checkpoints and the one with the lowest validation loss, and with each the
+/// history up to it.
+///
+/// Burn's own composition of strategies forgets, when a run is resumed, what was there before and
+/// leaves those files for ever; this one looks at the folder.
+pub struct KeepLastAndBest {
+    pub folder: Folder,
+    pub history: SharedHistory,
+    /// Receives the number of the last complete epoch.
+    pub completed: Arc<AtomicUsize>,
+    /// Stopped where a loss is no number: such a network is not worth keeping.
+    pub interrupter: Interrupter,
+}
+
 impl CheckpointingStrategy for KeepLastAndBest {
-    fn checkpointing(&mut self, epoch: usize, _: &EventStoreClient) -> Vec<CheckpointingAction> {
-        let history = self.history.lock();
+    fn checkpointing(
+        &mut self,
+        epoch: usize,
+        store: &EventStoreClient,
+    ) -> Vec<CheckpointingAction> {
+        let history = self.history.after(epoch, store);
         // Not worth stopping for: the next epoch writes the whole file again, and the end reports.
-        let _ = history.save(&self.artifacts.path(Artifacts::METRICS));
+        let _ = history.save(&self.folder.state(METRICS));
+        if history.rows.last().is_some_and(|row| !row.is_finite()) {
+            self.interrupter.stop(Some("the loss is not a number"));
+            return Vec::new();
+        }
         self.completed.store(epoch, Ordering::Relaxed);
-        let folder = self.artifacts.path(Artifacts::CHECKPOINTS);
-        actions(epoch, history.best_epoch(), &complete(&folder))
+        actions(epoch, history.best_epoch(), &complete(&self.folder))
     }
 }
 
@@ -89,20 +135,15 @@ mod tests {
 
     #[test]
     fn incomplete_checkpoints_do_not_count() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        for name in [
-            "model-1.bpk",
-            "optim-1.bpk",
-            "scheduler-1.bpk",
-            "model-2.bpk",
-            "optim-2.bpk",
-            "notes-3.txt",
-            "model-x.bpk",
-        ] {
-            fs::write(folder.path().join(name), b"").expect("written");
+        let temporary = tempfile::tempdir().expect("temporary folder");
+        let folder = Folder::new(temporary.path());
+        assert!(complete(&folder).is_empty());
+        std::fs::create_dir(folder.state("")).expect("created");
+        let names = "model-1.bpk optim-1.bpk scheduler-1.bpk model-2.bpk optim-2.bpk notes-3.txt model-x.bpk";
+        for name in names.split(' ') {
+            std::fs::write(folder.state(name), b"").expect("written");
         }
-        assert_eq!(complete(folder.path()), [1]);
-        assert!(complete(&folder.path().join("missing")).is_empty());
+        assert_eq!(complete(&folder), [1]);
     }
 
     #[test]

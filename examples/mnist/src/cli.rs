@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser};
 
-use crate::artifacts::DEFAULT_OUT;
+use crate::config::{BATCH_SIZE, EPOCHS, HIDDEN, LEARNING_RATE, VALIDATION};
+use crate::folder::DEFAULT_OUT;
 use crate::model::NormKind;
 use crate::progress::Progress;
 
@@ -12,7 +13,7 @@ use crate::progress::Progress;
 ///
 /// Without a command it trains on the embedded images: 10 epochs, some seconds.
 #[derive(Debug, Parser)]
-#[command(name = "mnist", version, args_conflicts_with_subcommands = true)]
+#[command(name = "mnist", bin_name = crate::RUN, version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; `train` if absent.
     #[command(subcommand)]
@@ -50,12 +51,15 @@ pub struct TrainArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "RATE", value_parser = learning_rate)]
     pub lr: Option<f64>,
     /// Stop when the validation loss has not improved for N epochs; the best epoch is then saved
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive())]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(EPOCHS))]
     pub early_stopping: Option<usize>,
+    /// Names of the ten classes [default: classes.txt beside the data, else what the data is known by]
+    #[arg(long, value_name = "NAME,NAME,..", value_delimiter = ',')]
+    pub classes: Option<Vec<String>>,
     /// Continue the run in --out after its last checkpoint, up to --epochs in total
     #[arg(long)]
     pub resume: bool,
-    /// Folder for model, metrics and pictures
+    /// Folder for model, metrics and pictures; results of an earlier run there are replaced at the end
     #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
     pub out: PathBuf,
     /// How to show progress, on standard error
@@ -73,16 +77,16 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "784|100", value_parser = input)]
     pub input: Option<usize>,
     /// Width of the hidden layer [default: 50]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(HIDDEN))]
     pub hidden: Option<usize>,
     /// Normalize before the activation, not after it as the article does
     #[arg(long)]
     pub bn_before_activation: bool,
     /// Passes over the training images [default: 10]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive())]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(EPOCHS))]
     pub epochs: Option<usize>,
     /// Images in a step; a last batch of one image joins the batch before it [default: 32]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..=1_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(BATCH_SIZE))]
     pub batch_size: Option<usize>,
     /// Of initial weights, validation split and order of the images [default: 42]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
@@ -93,7 +97,7 @@ pub struct NetworkArgs {
     /// Images: `embedded`, a folder with the four IDX files, or `mnist` to download [default: embedded]
     #[arg(long, value_name = "DIR|mnist|embedded")]
     pub data: Option<String>,
-    /// auto, flex, ndarray, wgpu, wgpu:INDEX or wgpu:cpu; see `mnist devices` [default: auto]
+    /// auto, flex, ndarray, wgpu, wgpu:INDEX or wgpu:cpu; see `devices` [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 }
@@ -128,7 +132,7 @@ pub struct PredictArgs {
     #[arg(long)]
     pub invert: bool,
     /// Number of classes to show
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "3", value_parser = RangedU64ValueParser::<usize>::new().range(1..=10))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "3", value_parser = count(1..=10))]
     pub top: usize,
     /// Device [default: that of the training]
     #[arg(long, value_name = "DEVICE")]
@@ -155,8 +159,8 @@ pub struct CompareArgs {
     )]
     pub norms: Vec<NormKind>,
     /// Number of seeds
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..=1000))]
-    pub seeds: u64,
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
+    pub seeds: usize,
     /// Learning rates of Adam
     #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "0.0001,0.001,0.01,0.1", value_parser = learning_rate)]
     pub lrs: Vec<f64>,
@@ -179,8 +183,8 @@ pub struct DevicesArgs {
     pub json: bool,
 }
 
-fn positive() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=1_000_000)
+fn count(range: std::ops::RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
 }
 
 fn input(text: &str) -> Result<usize, String> {
@@ -191,29 +195,33 @@ fn input(text: &str) -> Result<usize, String> {
     }
 }
 
-fn number(text: &str) -> Result<f64, String> {
-    text.trim().parse().map_err(|_| "not a number".to_string())
+fn number(text: &str, valid: impl Fn(&f64) -> bool, expected: &str) -> Result<f64, String> {
+    let number = text.trim().parse().ok().filter(valid);
+    number.ok_or_else(|| format!("expected {expected}"))
 }
 
 fn learning_rate(text: &str) -> Result<f64, String> {
-    match number(text)? {
-        rate if rate > 0.0 && rate <= 10.0 => Ok(rate),
-        _ => Err("expected more than 0, at most 10".to_string()),
-    }
+    number(
+        text,
+        |rate| LEARNING_RATE.contains(rate),
+        "more than 0, at most 10",
+    )
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    match number(text)? {
-        share if (0.0..=0.5).contains(&share) => Ok(share),
-        _ => Err("expected a share from 0 to 0.5".to_string()),
-    }
+    number(
+        text,
+        |share| VALIDATION.contains(share),
+        "a share from 0 to 0.5",
+    )
 }
 
 fn accuracy(text: &str) -> Result<f64, String> {
-    match number(text)? {
-        share if share > 0.0 && share <= 1.0 => Ok(share),
-        _ => Err("expected a share above 0, up to 1".to_string()),
-    }
+    number(
+        text,
+        |share| *share > 0.0 && *share <= 1.0,
+        "a share above 0, up to 1",
+    )
 }
 
 #[cfg(test)]
@@ -222,56 +230,46 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn definition_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
     fn train_is_the_default_command() {
+        Cli::command().debug_assert();
         let cli = Cli::try_parse_from(["mnist", "--epochs", "3"]).expect("flags of train");
         assert!(cli.command.is_none());
         assert_eq!(cli.train.network.epochs, Some(3));
-        assert!(matches!(
-            Cli::try_parse_from(["mnist", "train"])
-                .expect("train")
-                .command,
-            Some(Command::Train(_))
-        ));
+        let command = Cli::try_parse_from(["mnist", "train"])
+            .expect("train")
+            .command;
+        assert!(matches!(command, Some(Command::Train(_))));
     }
 
     #[test]
     fn values_out_of_range_are_refused() {
         for flags in [
-            ["--epochs", "0"],
-            ["--batch-size", "1"],
-            ["--lr", "0"],
-            ["--lr", "nan"],
-            ["--lr", "-1"],
-            ["--input", "99"],
-            ["--hidden", "0"],
-            ["--validation", "0.9"],
-            ["--norm", "layer"],
-            ["--early-stopping", "0"],
-            ["--seed", "-1"],
+            "--epochs 0",
+            "--batch-size 1",
+            "--lr 0",
+            "--lr nan",
+            "--lr -1",
+            "--input 99",
+            "--hidden 0",
+            "--validation 0.9",
+            "--norm layer",
+            "--early-stopping 0",
+            "--seed -1",
         ] {
-            let error =
-                Cli::try_parse_from([["mnist", "train"], flags].concat()).expect_err("refused");
-            assert!(error.to_string().contains(flags[0]), "{error}");
+            let words = ["mnist", "train"].into_iter().chain(flags.split(' '));
+            let error = Cli::try_parse_from(words).expect_err(flags).to_string();
+            assert!(
+                error.contains(flags.split(' ').next().expect("a flag")),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn lists_are_separated_by_commas() {
-        let cli = Cli::try_parse_from([
-            "mnist",
-            "compare",
-            "--lrs",
-            "0.1,0.2",
-            "--norms",
-            "burn,none",
-        ])
-        .expect("lists");
-        let Some(Command::Compare(args)) = cli.command else {
+        let words = "mnist compare --lrs 0.1,0.2 --norms burn,none".split(' ');
+        let Some(Command::Compare(args)) = Cli::try_parse_from(words).expect("lists").command
+        else {
             panic!("compare")
         };
         assert_eq!(args.lrs, [0.1, 0.2]);

@@ -10,11 +10,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     quiet_display_probe();
-    match mnist::commands::execute(mnist::cli::Cli::parse()) {
+    match mnist::execute(mnist::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
+            mnist::note(&format!("error: {error:#}"));
+            // 130 after Ctrl-C as shells have it.
+            ExitCode::from(if error.is::<mnist::Interrupted>() {
+                130
+            } else {
+                1
+            })
         }
     }
 }

@@ -1,16 +1,22 @@
 //! `predict`: what is on these pictures?
 
-use std::path::{Path, PathBuf};
+use std::io::Cursor;
+use std::path::Path;
 
+use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::Serialize;
 
-use crate::artifacts::Artifacts;
-use crate::data::{CLASSES, SIDE, fit_square, scale};
+use crate::cli::PredictArgs;
+use crate::data::{CLASSES, fit_square};
 use crate::device;
-use crate::error::{Error, Result};
-use crate::evaluation::read;
-use crate::report::{line, percent};
+use crate::eval::read;
+use crate::folder::Folder;
+use crate::report::percent;
+
+/// Bytes that an unpacked picture may take: some 20,000 x 20,000 in gray.
+const MOST_BYTES: u64 = 512 << 20;
 
 /// A class and how likely the network finds it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,83 +32,104 @@ pub struct Guess {
 /// The classes of one image, the likeliest first.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
-    /// The image file.
-    pub image: PathBuf,
+    /// The image file; what is no UTF-8 in its name is replaced.
+    pub image: String,
     /// Classes by falling probability.
     pub classes: Vec<Guess>,
 }
 
-/// Runs the model saved in `model` over image files. Nothing is printed if one cannot be read.
-pub fn run(
-    model: &Path,
-    images: &[PathBuf],
-    invert: bool,
-    top: usize,
-    device: Option<&str>,
-) -> Result<Vec<Prediction>> {
-    let artifacts = Artifacts::new(model);
-    let config = artifacts.load_config()?;
-    let device = device::resolve(device.unwrap_or(&config.device))?.device();
-    let (config, model) = artifacts.load_model(&device)?;
-    let width = config.model.input;
-    let mut features = Vec::with_capacity(images.len() * width);
-    for path in images {
-        features.extend(scale(&load(path, invert)?, width.isqrt()));
+/// Runs the model over image files. Nothing is printed if one cannot be read.
+pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
+    let folder = Folder::new(&args.model);
+    let config = folder.load_config()?;
+    let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?.device();
+    let model = folder.load_model(&config, &device)?;
+    let (width, count) = (config.model.input, args.images.len());
+    let mut features = Vec::with_capacity(count * width);
+    for path in &args.images {
+        let image = load(path, args.invert).with_context(|| {
+            let hint = "PNG and JPEG files are understood";
+            format!("cannot read the image {} ({hint})", path.display())
+        })?;
+        features.extend(config.scale.inputs(&image, width));
     }
-    let inputs = Tensor::from_data(TensorData::new(features, [images.len(), width]), &device);
+    let inputs = Tensor::from_data(TensorData::new(features, [count, width]), &device);
     let logits = read(&model, inputs)?;
-    let predictions = images
-        .iter()
-        .zip(logits.chunks_exact(CLASSES))
-        .map(|(image, logits)| Prediction {
-            image: image.clone(),
-            classes: rank(logits, &config.class_names, top),
-        });
+    let images = args.images.iter().zip(logits.chunks_exact(CLASSES));
+    let predictions = images.map(|(image, logits)| Prediction {
+        image: image.to_string_lossy().into_owned(),
+        classes: rank(logits, &config.class_names, args.top),
+    });
     Ok(predictions.collect())
 }
 
-/// An image file as `SIDE * SIDE` bytes, light on dark as the training images are: gray, centred on
-/// a black square with its aspect kept, averaged to size. Transparent parts are background.
-pub fn load(path: &Path, invert: bool) -> Result<Vec<u8>> {
-    let failed = |reason: String| Error::Image {
-        path: path.to_path_buf(),
-        reason,
-    };
-    let reader = image::ImageReader::open(path)
-        .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|error| failed(error.to_string()))?;
-    let image = reader
-        .decode()
-        .map_err(|error| failed(error.to_string()))?
-        .to_luma_alpha8();
+/// An image file as `SIDE * SIDE` bytes, light on dark as the training images are: upright, gray,
+/// centred on a black square with its aspect kept, averaged to size. Transparent parts are background.
+fn load(path: &Path, invert: bool) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path)?;
+    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    // The decoder fills what is missing with gray.
+    let whole = reader.format() != Some(ImageFormat::Jpeg) || jpeg_is_whole(&bytes).is_some();
+    ensure!(whole, "it is truncated");
+    let mut decoder = reader.into_decoder()?;
+    let size = decoder.total_bytes();
+    ensure!(
+        size <= MOST_BYTES,
+        "unpacked it would take {size} bytes, more than {MOST_BYTES}"
+    );
+    // Phones store the picture as the sensor saw it, and how they were held beside it.
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    drop(bytes);
+    image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let pixels: Vec<f32> = image
-        .pixels()
-        .map(|pixel| {
-            let [light, alpha] = pixel.0;
-            let light = if invert { 255 - light } else { light };
-            f32::from(light) * f32::from(alpha) / 255.0
-        })
-        .collect();
-    let square = fit_square(&pixels, (width, height), SIDE, 0.0);
-    Ok(square
-        .into_iter()
-        .map(|value| value.round() as u8)
-        .collect())
+    let light = |value: u8| if invert { 255 - value } else { value };
+    if image.color().has_alpha() {
+        let image = image.into_luma_alpha8();
+        Ok(fit_square((width, height), |x, y| {
+            let [value, alpha] = image.get_pixel(x as u32, y as u32).0;
+            f32::from(light(value)) * f32::from(alpha) / 255.0
+        }))
+    } else {
+        let image = image.into_luma8();
+        Ok(fit_square((width, height), |x, y| {
+            f32::from(light(image.get_pixel(x as u32, y as u32).0[0]))
+        }))
+    }
+}
+
+/// Walks through the segments of a JPEG file to the marker of its end, which thumbnails inside
+/// segments have too; nothing if that is missing.
+fn jpeg_is_whole(bytes: &[u8]) -> Option<()> {
+    const SCAN: u8 = 0xda;
+    const END: u8 = 0xd9;
+    let mut at = 2;
+    loop {
+        // Compressed data holds 0xff only before 0 or a restart marker, d0 to d7.
+        while *bytes.get(at)? != 0xff || matches!(*bytes.get(at + 1)?, 0 | 0xd0..=0xd7 | 0xff) {
+            at += 1;
+        }
+        let marker = bytes[at + 1];
+        if marker == END {
+            return Some(());
+        }
+        let length = [*bytes.get(at + 2)?, *bytes.get(at + 3)?];
+        at += 2 + usize::from(u16::from_be_bytes(length));
+        // Only after the head of a scan anything but a marker may follow.
+        if marker != SCAN && *bytes.get(at)? != 0xff {
+            return None;
+        }
+    }
 }
 
 fn rank(logits: &[f32], names: &[String], top: usize) -> Vec<Guess> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let parts: Vec<f64> = logits
-        .iter()
-        .map(|x| f64::from(x - largest).exp())
-        .collect();
-    let sum: f64 = parts.iter().sum();
-    let mut guesses: Vec<Guess> = parts
-        .iter()
-        .enumerate()
-        .map(|(label, part)| Guess {
-            class: names[label].clone(),
+    let parts = logits.iter().map(|logit| f64::from(logit - largest).exp());
+    let sum: f64 = parts.clone().sum();
+    let named = names.iter().zip(parts).enumerate();
+    let mut guesses: Vec<Guess> = named
+        .map(|(label, (name, part))| Guess {
+            class: name.clone(),
             label,
             probability: part / sum,
         })
@@ -116,12 +143,9 @@ fn rank(logits: &[f32], names: &[String], top: usize) -> Vec<Guess> {
 pub fn table(predictions: &[Prediction]) -> String {
     let mut text = String::new();
     for prediction in predictions {
-        line(&mut text, format_args!("{}", prediction.image.display()));
+        text += &format!("{}\n", prediction.image);
         for guess in &prediction.classes {
-            line(
-                &mut text,
-                format_args!("  {:<12}{:>8}", guess.class, percent(guess.probability)),
-            );
+            text += &format!("  {:<12}{:>8}\n", guess.class, percent(guess.probability));
         }
     }
     text
@@ -130,7 +154,25 @@ pub fn table(predictions: &[Prediction]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{GrayImage, Luma, LumaA};
+    use image::{GrayAlphaImage, GrayImage, Luma, LumaA};
+    use std::path::PathBuf;
+
+    fn gradient() -> GrayImage {
+        GrayImage::from_fn(28, 28, |x, y| Luma([(x * 4 + y * 5) as u8]))
+    }
+
+    fn file(bytes: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).expect("written");
+        (folder, path)
+    }
+
+    fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).expect("encoded");
+        bytes.into_inner()
+    }
 
     #[test]
     fn probabilities_sum_to_one_and_fall() {
@@ -140,34 +182,27 @@ mod tests {
             .collect();
         let guesses = rank(&logits, &names, CLASSES);
         assert!((guesses.iter().map(|guess| guess.probability).sum::<f64>() - 1.0).abs() < 1e-12);
-        assert!(
-            guesses
-                .windows(2)
-                .all(|pair| pair[0].probability >= pair[1].probability)
-        );
-        assert_eq!(guesses[0].label, 7);
-        assert_eq!(rank(&logits, &names, 3).len(), 3);
+        assert!(guesses.is_sorted_by(|a, b| a.probability >= b.probability));
+        assert_eq!((guesses[0].label, rank(&logits, &names, 3).len()), (7, 3));
     }
 
     #[test]
     fn images_of_the_right_size_pass_unchanged() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let path = folder.path().join("image.png");
-        let image = GrayImage::from_fn(28, 28, |x, y| Luma([(x * 9 + y) as u8]));
-        image.save(&path).expect("saved");
-        assert_eq!(load(&path, false).expect("loaded"), *image.as_raw());
-        let inverted: Vec<u8> = image.as_raw().iter().map(|pixel| 255 - pixel).collect();
+        let (_folder, path) = file(&encoded(gradient(), ImageFormat::Png), "image.png");
+        assert_eq!(load(&path, false).expect("loaded"), *gradient().as_raw());
+        let inverted: Vec<u8> = gradient()
+            .as_raw()
+            .iter()
+            .map(|pixel| 255 - pixel)
+            .collect();
         assert_eq!(load(&path, true).expect("loaded"), inverted);
     }
 
     #[test]
     fn padding_and_transparency_are_background_either_way() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let path = folder.path().join("image.png");
-        let image = image::GrayAlphaImage::from_fn(56, 28, |x, _| {
-            LumaA([255, if x < 28 { 0 } else { 255 }])
-        });
-        image.save(&path).expect("saved");
+        let alpha = |x| if x < 28 { 0 } else { 255 };
+        let image = GrayAlphaImage::from_fn(56, 28, |x, _| LumaA([255, alpha(x)]));
+        let (_folder, path) = file(&encoded(image, ImageFormat::Png), "image.png");
         let pixels = load(&path, false).expect("loaded");
         assert_eq!(
             (pixels[0], pixels[14 * 28], pixels[14 * 28 + 27]),
@@ -182,15 +217,49 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_images_are_named() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let path = folder.path().join("notes.png");
-        std::fs::write(&path, "not an image").expect("written");
-        let text = load(&path, false).expect_err("not an image").to_string();
+    fn pictures_of_phones_stand_upright() {
+        // Orientation 6: to be turned to the right. A big-endian TIFF with that one entry.
+        let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let turned = image::imageops::rotate270(&gradient());
+        let jpeg = encoded(turned, ImageFormat::Jpeg);
+        let length = (exif.len() + 2) as u16;
+        let segment = [&[0xff, 0xe1], &length.to_be_bytes()[..], exif].concat();
+        let (_folder, path) = file(&[&jpeg[..2], &segment, &jpeg[2..]].concat(), "phone.jpg");
+        let pixels = load(&path, false).expect("loaded");
+        let differences = pixels
+            .iter()
+            .zip(gradient().into_raw())
+            .map(|(a, b)| a.abs_diff(b));
+        assert!(differences.max() < Some(12));
+    }
+
+    #[test]
+    fn truncated_files_are_refused() {
+        for format in [ImageFormat::Jpeg, ImageFormat::Png] {
+            let bytes = encoded(
+                GrayImage::from_fn(200, 200, |x, y| Luma([(x * y) as u8])),
+                format,
+            );
+            // A thumbnail's end is not that of the picture; what follows the end is nobody's business.
+            let (_folder, path) = file(&[&bytes[..], b"appended"].concat(), "whole");
+            load(&path, false).expect("whole");
+            for part in [bytes.len() / 4, bytes.len() / 2, bytes.len() * 9 / 10] {
+                let (_folder, path) = file(&bytes[..part], "part");
+                assert!(load(&path, false).is_err(), "{part} bytes of {format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_images_are_refused() {
+        let (folder, path) = file(b"not an image", "notes.png");
+        assert!(load(&path, false).is_err());
+        let missing = load(&folder.path().join("missing.png"), false);
         assert!(
-            text.contains("notes.png") && text.contains("PNG and JPEG"),
-            "{text}"
+            missing
+                .expect_err("missing")
+                .to_string()
+                .contains("No such file")
         );
-        assert!(load(&folder.path().join("missing.png"), false).is_err());
     }
 }

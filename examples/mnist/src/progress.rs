@@ -1,31 +1,27 @@
-//! Progress without a dashboard: a moving line on a terminal, one line per epoch elsewhere.
-//!
-//! It goes to standard error, so that standard output holds results only.
+//! Progress on standard error: a line per epoch, with a moving bar on a terminal, or Burn's dashboard.
 
-use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
+use burn::train::Interrupter;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
-use burn::train::metric::{MetricDefinition, MetricId, NumericEntry};
+use burn::train::metric::MetricDefinition;
 use burn::train::renderer::tui::TuiMetricsRendererWrapper;
 use burn::train::renderer::{
     EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining,
 };
-use burn::train::{Interrupter, LearnerSummary};
+use crossterm::{cursor, event, execute, terminal};
 use indicatif::{ProgressBar, ProgressStyle};
-
-use crate::data::EpochClock;
-use crate::metrics::{ACCURACY, LOSS};
 
 /// How training shows what it does: the value of `--progress`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Progress {
-    /// Burn's dashboard on a terminal, else plain lines.
+    /// A line per epoch, and a moving bar on a terminal.
     #[default]
     Auto,
-    /// Burn's dashboard.
+    /// Burn's dashboard, then a line per epoch.
     Dashboard,
     /// A line per epoch.
     Plain,
@@ -34,119 +30,103 @@ pub enum Progress {
 }
 
 impl Progress {
+    /// Refuses a dashboard that has nowhere to be, or would stand in the middle of JSON.
+    pub fn check(self, json: bool) -> Result<()> {
+        let possible = !json && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+        ensure!(
+            self != Self::Dashboard || possible,
+            "--progress dashboard needs a terminal and does not go with --json"
+        );
+        Ok(())
+    }
+
+    /// The bar, hidden where it is not wanted or standard error is no terminal.
+    pub fn bar(self) -> ProgressBar {
+        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len}");
+        let bar = if self == Self::Auto {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    }
+
     /// The renderer for a run that starts after epoch `resumed`.
     pub fn renderer(
         self,
+        bar: &ProgressBar,
         interrupter: &Interrupter,
         resumed: Option<usize>,
-        clock: &EpochClock,
     ) -> Box<dyn MetricsRenderer> {
-        let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        match self {
-            Self::Dashboard => {
-                Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), resumed))
-            }
-            Self::Auto if terminal => {
-                Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), resumed))
-            }
-            Self::Auto | Self::Plain => Box::new(Lines::new(clock.clone(), true)),
-            Self::None => Box::new(Lines::new(clock.clone(), false)),
+        if self != Self::Dashboard {
+            return Box::new(Bar {
+                bar: bar.clone(),
+                epoch: 1,
+                epochs: 0,
+            });
         }
+        let dashboard = TuiMetricsRendererWrapper::new(interrupter.clone(), resumed);
+        let start = Instant::now();
+        while !keep_ctrl_c() && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Box::new(dashboard)
     }
 }
 
-/// Plain progress.
-struct Lines {
-    shown: bool,
+/// The dashboard's thread switches the terminal to raw mode, in which Ctrl-C is a key, and knows no
+/// such key. Makes it a signal again; false until the terminal is in raw mode.
+fn keep_ctrl_c() -> bool {
+    if !terminal::is_raw_mode_enabled().unwrap_or(true) {
+        return false;
+    }
+    #[cfg(unix)]
+    // SAFETY: both calls get a valid descriptor and a `termios` that lives through them, which the
+    // first fills in (all its bits are valid from the start).
+    unsafe {
+        let mut mode: libc::termios = std::mem::zeroed();
+        if libc::tcgetattr(libc::STDIN_FILENO, &mut mode) == 0 {
+            mode.c_lflag |= libc::ISIG;
+            // Ctrl-Z and Ctrl-\ would leave the terminal as it is.
+            mode.c_cc[libc::VSUSP] = libc::_POSIX_VDISABLE;
+            mode.c_cc[libc::VQUIT] = libc::_POSIX_VDISABLE;
+            libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &mode);
+        }
+    }
+    true
+}
+
+/// Gives the terminal back, if the dashboard has it, before the program ends without unwinding.
+pub(crate) fn restore_terminal() {
+    if terminal::is_raw_mode_enabled().unwrap_or(false) {
+        let _ = terminal::disable_raw_mode();
+        let _ = execute!(
+            std::io::stdout(),
+            event::DisableMouseCapture,
+            terminal::LeaveAlternateScreen,
+            cursor::Show
+        );
+    }
+}
+
+/// The dashboard's "kill" prints a line of its own below the restored screen, where ours belongs.
+pub(crate) fn clear_below() {
+    let _ = execute!(
+        std::io::stdout(),
+        terminal::Clear(terminal::ClearType::FromCursorDown)
+    );
+}
+
+/// The moving bar. The lines are printed by the history.
+struct Bar {
     bar: ProgressBar,
-    clock: EpochClock,
-    names: HashMap<MetricId, Arc<String>>,
     epoch: usize,
     epochs: usize,
-    epoch_values: [Option<f64>; 4],
 }
 
-/// Places in [`Lines::epoch_values`].
-const TRAIN: usize = 0;
-const VALID: usize = 2;
-
-impl Lines {
-    fn new(clock: EpochClock, shown: bool) -> Self {
-        let style = "{prefix} {bar:30} {pos}/{len} {msg}";
-        let bar = match shown {
-            true => ProgressBar::new(0),
-            false => ProgressBar::hidden(),
-        };
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
-        Self {
-            shown,
-            bar,
-            clock,
-            names: HashMap::new(),
-            epoch: 1,
-            epochs: 0,
-            epoch_values: [None; 4],
-        }
-    }
-
-    fn remember(&mut self, split: usize, state: MetricState) {
-        if let MetricState::Numeric(entry, Some(NumericEntry::Final(value))) = state
-            && let Some(name) = self.names.get(&entry.metric_id)
-        {
-            let place = match name.as_str() {
-                LOSS => split,
-                ACCURACY => split + 1,
-                _ => return,
-            };
-            self.epoch_values[place] = value.is_finite().then_some(value);
-        }
-    }
-
-    fn line(&self) -> String {
-        let part = |name: &str, at: usize| match (self.epoch_values[at], self.epoch_values[at + 1])
-        {
-            (Some(loss), Some(accuracy)) => {
-                format!("  {name} loss {loss:.4} accuracy {accuracy:5.2}%")
-            }
-            _ => String::new(),
-        };
-        let rate = self.clock.times().last().map_or(0.0, |time| time.rate());
-        let width = self.epochs.to_string().len();
-        format!(
-            "epoch {:>width$}/{}{}{}  {:.0} images/s",
-            self.epoch,
-            self.epochs,
-            part("train", TRAIN),
-            part("valid", VALID),
-            rate
-        )
-    }
-}
-
-impl MetricsRendererTraining for Lines {
-    fn update_train(&mut self, state: MetricState) {
-        self.remember(TRAIN, state);
-    }
-
-    fn update_valid(&mut self, state: MetricState) {
-        self.remember(VALID, state);
-    }
-
-    fn on_train_end(
-        &mut self,
-        _: Option<LearnerSummary>,
-    ) -> Result<(), Box<dyn core::error::Error>> {
-        self.bar.finish_and_clear();
-        Ok(())
-    }
-}
-
-impl TrainingProgressLogger for Lines {
+impl TrainingProgressLogger for Bar {
     fn start(&mut self, epochs: usize, first: usize, _: Option<usize>, _: Option<&str>) {
-        self.epochs = epochs;
-        self.epoch = first;
+        (self.epochs, self.epoch) = (epochs, first);
     }
 
     fn start_split(&mut self, split: &str, items: usize) {
@@ -163,13 +143,7 @@ impl TrainingProgressLogger for Lines {
     fn end_split(&mut self) {}
 
     fn update_epoch(&mut self, epoch: usize) {
-        self.epoch = epoch;
-        if self.shown {
-            let line = self.line();
-            self.bar.suspend(|| eprintln!("{line}"));
-        }
         self.epoch = epoch + 1;
-        self.epoch_values = [None; 4];
     }
 
     fn end(&mut self) {}
@@ -177,8 +151,14 @@ impl TrainingProgressLogger for Lines {
     fn log_event_training(&mut self, _: String) {}
 }
 
+impl MetricsRendererTraining for Bar {
+    fn update_train(&mut self, _: MetricState) {}
+
+    fn update_valid(&mut self, _: MetricState) {}
+}
+
 // The test is run by this program's own code, not by Burn's evaluator.
-impl EvaluationProgressLogger for Lines {
+impl EvaluationProgressLogger for Bar {
     fn start_global_progress(&mut self, _: usize) {}
 
     fn start_test(&mut self, _: &str, _: usize) {}
@@ -192,14 +172,12 @@ impl EvaluationProgressLogger for Lines {
     fn log_event_evaluation(&mut self, _: String) {}
 }
 
-impl MetricsRendererEvaluation for Lines {
+impl MetricsRendererEvaluation for Bar {
     fn update_test(&mut self, _: EvaluationName, _: MetricState) {}
 }
 
-impl MetricsRenderer for Lines {
+impl MetricsRenderer for Bar {
     fn manual_close(&mut self) {}
 
-    fn register_metric(&mut self, definition: MetricDefinition) {
-        self.names.insert(definition.metric_id, definition.name);
-    }
+    fn register_metric(&mut self, _: MetricDefinition) {}
 }

@@ -43,12 +43,12 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_its_message() {
+        let number = 7;
         assert_eq!(catch(|| 1), Ok(1));
         assert_eq!(
             catch(|| -> u8 { panic!("plain") }),
             Err("plain".to_string())
         );
-        let number = 7;
         assert_eq!(
             catch(|| -> u8 { panic!("with {number}") }),
             Err("with 7".to_string())

@@ -1,13 +1,14 @@
 //! Results as text tables and as `summary.json`.
 
-use std::fmt::Write;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::data::EpochTime;
 use crate::device::NamedDevice;
-use crate::evaluation::{ClassReport, EvalReport, Evaluation, by_class};
+use crate::eval::{ClassReport, EvalReport, Evaluation, by_class};
+use crate::folder::{CONFIG, CONFUSION, CURVES, METRICS, MODEL, SAFETENSORS, SUMMARY};
+use crate::history::History;
 
 /// `summary.json`: the results of a run. Losses are mean cross-entropies, accuracies shares from 0
 /// to 1, all of the saved model.
@@ -45,138 +46,127 @@ pub struct Summary {
     pub test_loss: f64,
     /// Accuracy on them.
     pub test_accuracy: f64,
-    /// Time spent in the training epochs of this session: batches, forward, backward, optimizer
-    /// and waiting for the metrics thread; not validation, checkpoints, test and pictures.
+    /// Time spent in the training epochs, earlier sessions included: batches, forward, backward,
+    /// optimizer and waiting for the metrics thread; not validation, checkpoints, test and pictures.
     pub train_seconds: f64,
-    /// Images trained on in this session over `train_seconds`.
+    /// Images trained on over `train_seconds`.
     pub train_images_per_second: f64,
     /// Test accuracy class by class.
     pub classes: Vec<ClassReport>,
 }
 
-/// The parts of a [`Summary`].
-pub struct Results<'a> {
-    /// Settings.
-    pub config: &'a RunConfig,
-    /// Where it ran.
-    pub device: &'a NamedDevice,
-    /// Epochs of this session.
-    pub times: &'a [EpochTime],
-    /// Epochs of all sessions.
-    pub epochs: usize,
-    /// The epoch of the model that was evaluated.
-    pub model_epoch: usize,
-    /// On the training images.
-    pub train: &'a Evaluation,
-    /// On the validation images.
-    pub valid: &'a Evaluation,
-    /// On the test images.
-    pub test: &'a Evaluation,
-}
-
-impl Results<'_> {
-    /// As it is saved.
-    pub fn summary(&self) -> Summary {
-        let images: usize = self.times.iter().map(|time| time.images).sum();
-        let seconds: f64 = self.times.iter().map(|time| time.time.as_secs_f64()).sum();
-        let validated = self.valid.scores.count > 0;
-        Summary {
-            device: self.device.name.clone(),
-            adapter: self.device.adapter.clone(),
-            model: self.config.model.describe(),
-            data: self.config.data.clone(),
-            epochs: self.epochs,
-            model_epoch: self.model_epoch,
-            seed: self.config.training.seed,
-            train_images: self.train.scores.count,
-            train_loss: self.train.scores.loss(),
-            train_accuracy: self.train.scores.accuracy(),
-            validation_images: self.valid.scores.count,
-            validation_loss: validated.then(|| self.valid.scores.loss()),
-            validation_accuracy: validated.then(|| self.valid.scores.accuracy()),
-            test_images: self.test.scores.count,
-            test_loss: self.test.scores.loss(),
-            test_accuracy: self.test.scores.accuracy(),
+impl Summary {
+    /// Of the network of `model_epoch`, by what it makes of training, validation and test images.
+    pub fn new(
+        config: &RunConfig,
+        device: &NamedDevice,
+        history: &History,
+        model_epoch: usize,
+        [train, valid, test]: [&Evaluation; 3],
+    ) -> Self {
+        let rows = &history.rows;
+        let seconds: f64 = rows.iter().map(|row| row.train_seconds).sum();
+        let images = rows.len() * train.scores.count;
+        let validated = valid.scores.count > 0;
+        Self {
+            device: device.name.clone(),
+            adapter: device.adapter.clone(),
+            model: config.model.describe(),
+            data: config.data.clone(),
+            epochs: rows.len(),
+            model_epoch,
+            seed: config.training.seed,
+            train_images: train.scores.count,
+            train_loss: train.scores.loss(),
+            train_accuracy: train.scores.accuracy(),
+            validation_images: valid.scores.count,
+            validation_loss: validated.then(|| valid.scores.loss()),
+            validation_accuracy: validated.then(|| valid.scores.accuracy()),
+            test_images: test.scores.count,
+            test_loss: test.scores.loss(),
+            test_accuracy: test.scores.accuracy(),
             train_seconds: seconds,
             train_images_per_second: images as f64 / seconds,
-            classes: by_class(self.test, &self.config.class_names),
+            classes: by_class(test, &config.class_names),
         }
     }
 }
 
+const HEAD: &str = "              images      loss   accuracy\n";
+
 /// Results of `train` for people.
-pub fn training_table(summary: &Summary) -> String {
-    let rows = [
+pub fn training(summary: &Summary, out: &Path) -> String {
+    let valid = summary.validation_loss.zip(summary.validation_accuracy);
+    let mut text = format!("{}\n{HEAD}", summary.model);
+    for (name, images, scores) in [
         (
             "train",
             summary.train_images,
-            Some(summary.train_loss),
-            Some(summary.train_accuracy),
+            Some((summary.train_loss, summary.train_accuracy)),
         ),
-        (
-            "validation",
-            summary.validation_images,
-            summary.validation_loss,
-            summary.validation_accuracy,
-        ),
+        ("validation", summary.validation_images, valid),
         (
             "test",
             summary.test_images,
-            Some(summary.test_loss),
-            Some(summary.test_accuracy),
+            Some((summary.test_loss, summary.test_accuracy)),
         ),
-    ];
-    let mut text = String::from("              images      loss   accuracy\n");
-    for (name, images, loss, accuracy) in rows {
-        let loss = loss.map_or_else(|| "-".to_string(), |loss| format!("{loss:.4}"));
-        let accuracy = accuracy.map_or_else(|| "-".to_string(), percent);
-        line(
-            &mut text,
-            format_args!("{name:<12}{images:>8}{loss:>10}{accuracy:>11}"),
-        );
+    ] {
+        text += &row(name, images, scores);
     }
-    text.push('\n');
-    text.push_str(&class_table(&summary.classes));
-    line(&mut text, format_args!(""));
-    line(
-        &mut text,
-        format_args!(
-            "{} epochs on {} ({}): {:.2} s of training, {:.0} images/s",
-            summary.epochs,
-            summary.device,
-            summary.adapter,
-            summary.train_seconds,
-            summary.train_images_per_second
-        ),
-    );
-    text
+    let Summary {
+        device,
+        adapter,
+        train_seconds,
+        train_images_per_second,
+        ..
+    } = summary;
+    text + &format!(
+        "\n{}\n{} on {device} ({adapter}): {train_seconds:.2} s of training, \
+         {train_images_per_second:.0} images/s\n\nwritten to {}: {MODEL}, {SAFETENSORS}, {CONFIG}, \
+         {SUMMARY}, {METRICS},\n  {CURVES}, {CONFUSION}\n",
+        class_table(&summary.classes),
+        plural(summary.epochs, "epoch"),
+        out.display(),
+    )
 }
 
 /// Results of `eval` for people.
-pub fn eval_table(report: &EvalReport) -> String {
-    let mut text = String::from("              images      loss   accuracy\n");
-    let accuracy = percent(report.test_accuracy);
-    line(
-        &mut text,
-        format_args!(
-            "{:<12}{:>8}{:>10.4}{accuracy:>11}",
-            "test", report.test_images, report.test_loss
-        ),
+pub fn eval(report: &EvalReport, config: &RunConfig) -> String {
+    let test = row(
+        "test",
+        report.test_images,
+        Some((report.test_loss, report.test_accuracy)),
     );
-    text.push('\n');
-    text.push_str(&class_table(&report.classes));
-    text
+    format!(
+        "{}\n{HEAD}{test}\n{}",
+        config.model.describe(),
+        class_table(&report.classes)
+    )
+}
+
+fn row(name: &str, images: usize, scores: Option<(f64, f64)>) -> String {
+    let (loss, accuracy) = scores.map_or(("-".to_string(), "-".to_string()), |(loss, accuracy)| {
+        (format!("{loss:.4}"), percent(accuracy))
+    });
+    format!("{name:<12}{images:>8}{loss:>10}{accuracy:>11}\n")
 }
 
 fn class_table(classes: &[ClassReport]) -> String {
+    let width = classes
+        .iter()
+        .map(|class| class.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(12);
     let mut text = String::from("test accuracy by class\n");
     for class in classes {
-        let filled = (20.0 * class.accuracy).round() as usize;
-        let bar = format!("{}{}", "#".repeat(filled), ".".repeat(20 - filled.min(20)));
-        let accuracy = percent(class.accuracy);
-        line(
-            &mut text,
-            format_args!("{:<12}{:>8}  {bar}{accuracy:>9}", class.name, class.images),
+        let share = class.accuracy.unwrap_or(0.0);
+        let filled = (20.0 * share).round() as usize;
+        let bar = format!("{}{}", "#".repeat(filled), ".".repeat(20 - filled));
+        let accuracy = class.accuracy.map_or("-".to_string(), percent);
+        text += &format!(
+            "{:<width$}{:>8}  {bar}{accuracy:>9}\n",
+            class.name, class.images
         );
     }
     text
@@ -187,55 +177,60 @@ pub fn percent(share: f64) -> String {
     format!("{:.2}%", 100.0 * share)
 }
 
-/// Writing to a string cannot fail.
-pub(crate) fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
-    let _ = text.write_fmt(content);
-    text.push('\n');
+/// A number with its noun.
+pub fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A learning rate, which may be tiny, in few letters.
+pub fn rate(rate: f64) -> String {
+    if (1e-4..1e4).contains(&rate) {
+        rate.to_string()
+    } else {
+        format!("{rate:e}")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn class(name: &str, correct: usize) -> ClassReport {
-        ClassReport {
+    #[test]
+    fn class_tables_hold_the_numbers() {
+        let class = |name: &str, accuracy| ClassReport {
             name: name.to_string(),
             images: 10,
-            correct,
-            accuracy: correct as f64 / 10.0,
-        }
-    }
-
-    #[test]
-    fn tables_hold_the_numbers() {
-        let text = eval_table(&EvalReport {
-            data: "embedded".into(),
-            device: "flex".into(),
-            test_images: 20,
-            test_loss: 0.12345,
-            test_accuracy: 0.85,
-            classes: vec![class("Bag", 10), class("Shirt", 7)],
-        });
-        for part in [
-            "0.1235",
-            "85.00%",
-            "Bag",
-            "100.00%",
-            "Shirt",
-            "70.00%",
-            "##############......",
-        ] {
-            assert!(text.contains(part), "`{part}` is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn a_class_without_images_does_not_break_the_table() {
-        let empty = ClassReport {
-            images: 0,
-            accuracy: f64::NAN,
-            ..class("none", 0)
+            correct: 0,
+            accuracy,
         };
-        assert!(class_table(&[empty]).contains("NaN%"));
+        let text = class_table(&[
+            class("Bag", Some(1.0)),
+            class("Shirt", Some(0.7)),
+            class("?", None),
+        ]);
+        assert!(
+            text.contains("Bag               10  ####################  100.00%"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Shirt             10  ##############......   70.00%"),
+            "{text}"
+        );
+        assert!(text.contains("....................        -"), "{text}");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(
+            (plural(1, "seed"), plural(2, "seed")),
+            ("1 seed".into(), "2 seeds".into())
+        );
+        assert_eq!(
+            ["0.0001", "0.1", "1e-300", "10"],
+            [1e-4, 0.1, 1e-300, 10.0]
+                .map(rate)
+                .each_ref()
+                .map(String::as_str)
+        );
     }
 }

@@ -1,33 +1,34 @@
 //! Training with Burn's `SupervisedTraining`, and the bare loop it is measured against.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use anyhow::{Result, anyhow, bail, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
-use burn::train::metric::store::{Aggregate, Direction, EventStoreClient, Split};
+use burn::train::metric::store::EventStoreClient;
 use burn::train::{
     EarlyStoppingStrategy, InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput,
     TrainStep,
 };
 
-use crate::artifacts::Artifacts;
 use crate::checkpoint::KeepLastAndBest;
 use crate::config::RunConfig;
 use crate::data::{Batch, BatchLoader, EpochClock, EpochTime, Images, Samples, split};
-use crate::error::{Error, Result};
-use crate::evaluation::{Evaluation, evaluate};
+use crate::eval::{EVAL_BATCH, Evaluation, evaluate};
+use crate::folder::Folder;
 use crate::history::{History, HistoryLogger, SharedHistory};
-use crate::metrics::{LOSS, ScoreMetric, StepOutput};
+use crate::metrics::{ScoreMetric, StepOutput};
 use crate::model::Classifier;
-use crate::progress::Progress;
+use crate::progress::{Progress, clear_below};
 use crate::quiet::catch;
-
-/// Images per validation or test step: large, since no gradients are kept.
-pub const EVAL_BATCH: usize = 500;
+use crate::{Interrupted, note};
 
 impl TrainStep for Classifier {
     type Input = Batch;
@@ -50,9 +51,19 @@ impl InferenceStep for Classifier {
     }
 }
 
+/// A weight decay that changes no result, and keeps Adam fast: a weight whose gradient stays
+/// exactly zero, behind a unit that never fires, would have a first moment that decays to denormals
+/// within a thousand steps, and arithmetic with those is many times slower on most processors.
+/// With it the moment stays near 1e-14; such a weight moves by 1e-9 in a step, the others not at all.
+const KEEP_MOMENTS_NORMAL: f32 = 1e-12;
+
 /// Adam with PyTorch's defaults; Burn's own epsilon is 1e-5.
 pub fn optimizer() -> ModuleOptimizer {
-    AdamConfig::new().with_epsilon(1e-8).init()
+    let decay = WeightDecayConfig::new(KEEP_MOMENTS_NORMAL);
+    AdamConfig::new()
+        .with_epsilon(1e-8)
+        .with_weight_decay(Some(decay))
+        .init()
 }
 
 /// Training images, prepared and split as a [`RunConfig`] says.
@@ -63,18 +74,23 @@ pub struct TrainingData {
 }
 
 impl TrainingData {
-    /// Fails if the split or the batch size leaves too little to train with.
+    /// Fails if the split leaves too little to train or validate with.
     pub fn new(config: &RunConfig, images: &Images) -> Result<Self> {
-        let training = &config.training;
-        let (train, valid) = split(images.len(), training.validation, training.seed);
-        if train.len() < 2 {
-            return Err(Error::Setting(format!(
-                "{} training images are too few: batch normalization needs at least 2",
-                train.len()
-            )));
-        }
+        let (training, count) = (&config.training, images.labels.len());
+        let (train, valid) = split(count, training.validation, training.seed);
+        let left = train.len();
+        ensure!(
+            left >= 2,
+            "{left} training images are too few: batch normalization needs at least 2"
+        );
+        ensure!(
+            training.validation == 0.0 || !valid.is_empty(),
+            "--validation {} of {count} images is no image: take more, or 0 for none",
+            training.validation
+        );
+        let samples = Samples::new(images, config.model.input, config.scale);
         Ok(Self {
-            samples: Samples::new(images, config.model.input),
+            samples,
             train,
             valid,
         })
@@ -85,41 +101,33 @@ impl TrainingData {
         self.train.len()
     }
 
-    /// Images held out.
-    pub fn valid_len(&self) -> usize {
-        self.valid.len()
-    }
-
     /// The batches of training, from `epoch` on.
-    pub fn train_loader(&self, config: &RunConfig, epoch: usize, device: &Device) -> BatchLoader {
-        BatchLoader::fixed(
-            &self.samples,
-            &self.train,
-            config.training.batch_size,
-            device,
-        )
-        .shuffled(config.training.seed, epoch as u64)
+    pub(crate) fn train_loader(
+        &self,
+        config: &RunConfig,
+        epoch: usize,
+        device: &Device,
+    ) -> BatchLoader {
+        let training = &config.training;
+        BatchLoader::fixed(&self.samples, &self.train, training.batch_size, device)
+            .shuffled(training.seed, epoch as u64)
     }
 
     /// Loss and accuracy of a finished network on the images it was trained with.
-    pub fn evaluate_train(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
+    pub(crate) fn evaluate_train(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
         evaluate(model, &self.samples, &self.train, device)
     }
 
     /// Loss and accuracy on the held out images.
-    pub fn evaluate_valid(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
+    pub(crate) fn evaluate_valid(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
         evaluate(model, &self.samples, &self.valid, device)
-    }
-
-    fn valid_loader(&self, device: &Device) -> BatchLoader {
-        BatchLoader::fixed(&self.samples, &self.valid, EVAL_BATCH, device)
     }
 }
 
 /// What a training session does besides training.
 pub struct Session {
-    /// Where checkpoints and `metrics.csv` go; none for runs that are only measured.
-    pub artifacts: Option<Artifacts>,
+    /// Where checkpoints and the epochs go; none for runs that are only measured.
+    pub folder: Option<Folder>,
     /// Epochs done in an earlier session.
     pub resume: History,
     /// How progress is shown.
@@ -132,7 +140,7 @@ impl Session {
     /// A session that writes nothing and shows nothing.
     pub fn silent() -> Self {
         Self {
-            artifacts: None,
+            folder: None,
             resume: History::default(),
             progress: Progress::None,
             interrupter: Interrupter::new(),
@@ -146,13 +154,11 @@ pub struct Trained {
     pub model: Classifier,
     /// All complete epochs, earlier sessions included.
     pub history: History,
-    /// The epochs of this session.
-    pub times: Vec<EpochTime>,
     /// Whether the user stopped it before its last epoch.
     pub interrupted: bool,
 }
 
-/// Trains as `config` says. A session with artifacts keeps checkpoints there, and with a `resume`
+/// Trains as `config` says. A session with a folder keeps checkpoints there, and with a `resume`
 /// history continues from the checkpoint of its last epoch.
 pub fn train(
     config: &RunConfig,
@@ -161,73 +167,102 @@ pub fn train(
     session: Session,
 ) -> Result<Trained> {
     let training = &config.training;
+    let (epochs, progress) = (training.epochs, session.progress);
     let done = session.resume.rows.len();
     let clock = EpochClock::default();
     let history = SharedHistory::new(session.resume);
     let completed = Arc::new(AtomicUsize::new(done));
     let stopped_early = Arc::new(AtomicUsize::new(0));
+    let bar = progress.bar();
 
     let autodiff = device.clone().autodiff();
     let train_loader = data.train_loader(config, done + 1, &autodiff).timed(&clock);
-    let renderer =
-        session
-            .progress
-            .renderer(&session.interrupter, (done > 0).then_some(done), &clock);
-    let folder = session
-        .artifacts
-        .as_ref()
-        .map_or(std::path::Path::new(""), Artifacts::folder);
-    let mut runner: SupervisedTraining<Classifier> = SupervisedTraining::new(
-        folder,
-        Arc::new(train_loader),
-        Arc::new(data.valid_loader(device)),
-    )
-    .metric_train_numeric(ScoreMetric::loss())
-    .metric_train_numeric(ScoreMetric::accuracy())
-    .metric_valid_numeric(ScoreMetric::loss())
-    .metric_valid_numeric(ScoreMetric::accuracy())
-    .with_metric_logger(HistoryLogger::new(history.clone(), clock.clone(), done + 1))
-    // Burn's file log has a line per batch and installs a panic hook.
-    .with_application_logger(None)
-    .with_interrupter(session.interrupter.clone())
-    .renderer(renderer)
-    .num_epochs(training.epochs);
-    let keeps_checkpoints = session.artifacts.is_some();
-    if let Some(artifacts) = session.artifacts {
+    let valid_loader = BatchLoader::fixed(&data.samples, &data.valid, EVAL_BATCH, device);
+    let renderer = progress.renderer(&bar, &session.interrupter, (done > 0).then_some(done));
+    let lines = matches!(progress, Progress::Auto | Progress::Plain);
+    let above = bar.clone();
+    let logger = HistoryLogger {
+        history: history.clone(),
+        clock,
+        first_epoch: done + 1,
+        validates: !data.valid.is_empty(),
+        show: Box::new(move |row| {
+            if lines {
+                above.suspend(|| note(&row.line(epochs)));
+            }
+        }),
+        names: HashMap::new(),
+    };
+    let folder = session.folder.as_ref().map_or(Path::new(""), Folder::path);
+    let mut runner: SupervisedTraining<Classifier> =
+        SupervisedTraining::new(folder, Arc::new(train_loader), Arc::new(valid_loader))
+            .metric_train_numeric(ScoreMetric::loss())
+            .metric_train_numeric(ScoreMetric::accuracy())
+            .metric_valid_numeric(ScoreMetric::loss())
+            .metric_valid_numeric(ScoreMetric::accuracy())
+            .with_metric_logger(logger)
+            // Burn's file log has a line per batch and installs a panic hook.
+            .with_application_logger(None)
+            .with_interrupter(session.interrupter.clone())
+            .renderer(renderer)
+            .num_epochs(epochs);
+    let keeps_checkpoints = session.folder.is_some();
+    if let Some(folder) = session.folder {
+        let strategy = KeepLastAndBest {
+            folder,
+            history: history.clone(),
+            completed: completed.clone(),
+            interrupter: session.interrupter.clone(),
+        };
         runner = runner
             .with_default_checkpointers()
-            .with_checkpointing_strategy(KeepLastAndBest::new(
-                artifacts,
-                history.clone(),
-                completed.clone(),
-            ));
+            .with_checkpointing_strategy(strategy);
     }
     if done > 0 {
         runner = runner.checkpoint(done);
     }
     if let Some(patience) = training.early_stopping {
+        let (history, stopped) = (history.clone(), stopped_early.clone());
         runner = runner.early_stopping(Patience {
             epochs: patience,
-            stopped: stopped_early.clone(),
+            history,
+            stopped,
         });
     }
 
     let model = config.model.init(training.seed, &autodiff);
     let learner = Learner::new(model, optimizer(), training.learning_rate);
-    let result = catch(|| runner.launch(learner)).map_err(stopped_or_failed)?;
+    let result = catch(|| runner.launch(learner));
+    bar.finish_and_clear();
+    let result = result.map_err(stopped_or_failed)?;
     if let Some(error) = &result.error {
-        return Err(Error::Training(error.to_string()));
+        bail!("training failed: {error}");
     }
-    // The renderer holds the terminal until it is dropped.
+    // The dashboard has the terminal until it is dropped, and leaves nothing on it.
     drop(result.renderer);
-
-    // Burn's dashboard forgets an interruption when it closes, so complete epochs are counted. A
-    // session without checkpoints has no such count, and its caller throws it away as a whole.
     let mut history = history.lock().clone();
+    if progress == Progress::Dashboard {
+        history
+            .rows
+            .iter()
+            .skip(done)
+            .for_each(|row| note(&row.line(epochs)));
+    }
+
+    // The dashboard forgets an interruption when it closes, so complete epochs are counted. A
+    // session without checkpoints has no such count, and its caller throws it away as a whole.
     let completed = completed.load(Ordering::Relaxed);
-    let interrupted = match keeps_checkpoints {
-        true => stopped_early.load(Ordering::Relaxed) == 0 && completed < training.epochs,
-        false => result.interrupted.is_some(),
+    let interrupted = if keeps_checkpoints {
+        if let Some(row) = history.rows.get(completed).filter(|row| !row.is_finite()) {
+            bail!(
+                "training diverged: the loss of epoch {} is not a number. The last good checkpoint \
+                 is that of epoch {completed}; start again with a smaller --lr",
+                row.epoch
+            );
+        }
+        stopped_early.load(Ordering::Relaxed) == 0 && completed < epochs
+    } else {
+        result.interrupted.is_some()
     };
     if interrupted {
         history.rows.truncate(completed);
@@ -235,33 +270,39 @@ pub fn train(
     Ok(Trained {
         model: result.model,
         history,
-        times: clock.times(),
         interrupted,
     })
 }
 
 /// "Kill" in Burn's dashboard is a panic with this text.
-fn stopped_or_failed(message: String) -> Error {
-    match message.contains("Killing training from user input") {
-        true => Error::Interrupted {
-            message: "stopped; --resume continues after the last complete epoch".to_string(),
-        },
-        false => Error::Training(message),
+fn stopped_or_failed(message: String) -> anyhow::Error {
+    if message.contains("Killing training from user input") {
+        clear_below();
+        let text = "stopped; --resume continues after the last complete epoch";
+        return Interrupted(text.to_string()).into();
     }
+    anyhow!("training failed: {message}")
 }
 
-/// Stops when the validation loss has not improved for some epochs. Unlike Burn's own strategy it
-/// keeps no state, so a resumed run counts the epochs of all its sessions.
+/// Whether the validation loss has not improved for `patience` epochs.
+pub(crate) fn out_of_patience(history: &History, patience: usize) -> bool {
+    history
+        .best_epoch()
+        .is_some_and(|best| history.rows.len() - best >= patience)
+}
+
+/// Unlike Burn's own strategy this one keeps no state, so a resumed run counts the epochs of all
+/// its sessions.
 #[derive(Clone)]
 struct Patience {
     epochs: usize,
+    history: SharedHistory,
     stopped: Arc<AtomicUsize>,
 }
 
 impl EarlyStoppingStrategy for Patience {
     fn should_stop(&mut self, epoch: usize, store: &EventStoreClient) -> bool {
-        let best = store.find_epoch(LOSS, Aggregate::Mean, Direction::Lowest, &Split::Valid);
-        let stop = best.is_some_and(|best| epoch - best >= self.epochs);
+        let stop = out_of_patience(&self.history.after(epoch, store), self.epochs);
         if stop {
             self.stopped.store(epoch, Ordering::Relaxed);
         }
@@ -272,10 +313,18 @@ impl EarlyStoppingStrategy for Patience {
 /// The same training without the Learner: batches, forward, backward, Adam and nothing else. The
 /// benchmark compares [`train`] with it. Returns the time of each epoch, measured the same way.
 pub fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> Vec<EpochTime> {
+    bare_loop_with(optimizer(), config, data, device).0
+}
+
+fn bare_loop_with(
+    mut optimizer: ModuleOptimizer,
+    config: &RunConfig,
+    data: &TrainingData,
+    device: &Device,
+) -> (Vec<EpochTime>, ModuleOptimizer) {
     let autodiff = device.clone().autodiff();
     let loader = data.train_loader(config, 1, &autodiff);
     let mut model = config.model.init(config.training.seed, &autodiff);
-    let mut optimizer = optimizer();
     let loss = CrossEntropyLossConfig::new().init(&autodiff);
     let mut times = Vec::with_capacity(config.training.epochs);
     for _ in 0..config.training.epochs {
@@ -293,5 +342,103 @@ pub fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> Ve
             time: start.elapsed(),
         });
     }
-    times
+    (times, optimizer)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::cli::NetworkArgs;
+    use crate::data::{Scale, Source};
+    use crate::model::NormKind;
+    use burn_store::burn_pack::Reader;
+
+    fn config(epochs: usize, norm: NormKind) -> (RunConfig, Images) {
+        let device = crate::device::resolve("flex").expect("flex");
+        let data = Source::Embedded.load().expect("embedded");
+        let args = NetworkArgs {
+            epochs: Some(epochs),
+            ..NetworkArgs::default()
+        };
+        (
+            RunConfig::new(&args, norm, "embedded", &device, &data),
+            data.train,
+        )
+    }
+
+    /// Denormal numbers in what Adam remembers after training with `config`.
+    fn denormals(optimizer: ModuleOptimizer, config: &RunConfig, images: &Images) -> usize {
+        let data = TrainingData::new(config, images).expect("enough images");
+        let (_, optimizer) = bare_loop_with(optimizer, config, &data, &Device::flex());
+        let bytes = optimizer.into_bytes().expect("a record");
+        let tensors = Reader::from_bytes(bytes)
+            .and_then(Reader::into_tensors)
+            .expect("a record");
+        assert!(tensors.len() >= 8, "two moments of each parameter");
+        let values = tensors.into_iter().flat_map(|tensor| {
+            let bytes = tensor.into_bytes().expect("its values").to_vec();
+            let floats = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            floats.collect::<Vec<_>>()
+        });
+        values.filter(|value| value.is_subnormal()).count()
+    }
+
+    #[test]
+    fn adams_moments_never_become_denormal() {
+        for norm in [NormKind::Batch, NormKind::None] {
+            let (config, images) = config(6, norm);
+            assert_eq!(denormals(optimizer(), &config, &images), 0, "{norm}");
+        }
+        // The test sees them where nothing is done about them.
+        let (mut config, images) = config(6, NormKind::Batch);
+        config.scale = Scale {
+            mean: 0.0,
+            deviation: 1.0,
+        };
+        let plain = AdamConfig::new().with_epsilon(1e-8).init();
+        let count = denormals(plain, &config, &images);
+        assert!(count > 500, "{count} denormals");
+        assert_eq!(
+            denormals(optimizer(), &config, &images),
+            0,
+            "with the pixels as they are"
+        );
+    }
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_an_error_and_not_saved() {
+        let temporary = tempfile::tempdir().expect("temporary folder");
+        let folder = Folder::new(temporary.path());
+        let (mut config, images) = config(3, NormKind::Batch);
+        config.training.learning_rate = f64::NAN;
+        let data = TrainingData::new(&config, &images).expect("enough images");
+        let session = Session {
+            folder: Some(folder.clone()),
+            ..Session::silent()
+        };
+        let result = train(&config, &data, &Device::flex(), session);
+        let text = result.err().expect("it diverges").to_string();
+        assert!(
+            text.contains("the loss of epoch 1 is not a number"),
+            "{text}"
+        );
+        assert!(text.contains("smaller --lr"), "{text}");
+        assert!(!folder.state("model-1.bpk").exists());
+    }
+
+    #[test]
+    fn patience_counts_from_the_best_epoch() {
+        let row = |epoch, loss| crate::history::EpochRow {
+            epoch,
+            valid_loss: Some(loss),
+            ..Default::default()
+        };
+        let history = History {
+            rows: vec![row(1, 0.5), row(2, 0.2), row(3, 0.3), row(4, 0.4)],
+        };
+        assert!(out_of_patience(&history, 2) && !out_of_patience(&history, 3));
+        assert!(!out_of_patience(&History::default(), 1));
+    }
 }

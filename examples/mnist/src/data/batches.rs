@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::seq::SliceRandom;
 
 use super::Samples;
-use crate::rng::{Rng, Stream};
+use crate::model::{Stream, rng};
 
 /// What a training or validation step takes.
 #[derive(Clone, Debug)]
@@ -98,7 +99,7 @@ impl DataLoader<Batch> for BatchLoader {
         let mut order = self.indices.to_vec();
         if let Order::Shuffled { seed, next_epoch } = &self.order {
             let epoch = next_epoch.fetch_add(1, Ordering::Relaxed);
-            Rng::new(*seed, Stream::Epoch(epoch)).shuffle(&mut order);
+            order.shuffle(&mut rng(*seed, Stream::Epoch(epoch)));
         }
         Box::new(Batches {
             loader: self,
@@ -142,9 +143,11 @@ impl Batches<'_> {
     /// before it. No image is dropped.
     fn next_size(&self) -> usize {
         let left = self.order.len() - self.done;
-        match left {
-            left if left == self.loader.batch_size + 1 => left,
-            left => left.min(self.loader.batch_size),
+        let size = self.loader.batch_size;
+        if left == size + 1 {
+            left
+        } else {
+            left.min(size)
         }
     }
 
@@ -224,58 +227,54 @@ impl EpochClock {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::data::Images;
+    use crate::data::{Images, Scale};
 
     fn loader(count: usize, batch_size: usize) -> BatchLoader {
         let images = Images {
             pixels: (0..count).flat_map(|at| [at as u8; 784]).collect(),
             labels: (0..count).map(|at| (at % 10) as u8).collect(),
         };
-        let indices: Vec<u32> = (0..count as u32).collect();
-        BatchLoader::fixed(
-            &Samples::new(&images, 784),
-            &indices,
-            batch_size,
-            &Device::flex(),
-        )
+        let samples = Samples::new(
+            &images,
+            784,
+            Scale {
+                mean: 0.0,
+                deviation: 1.0,
+            },
+        );
+        BatchLoader::fixed(&samples, &samples.all(), batch_size, &Device::flex())
     }
 
-    fn sizes(loader: &BatchLoader) -> Vec<usize> {
+    fn labels(loader: &BatchLoader) -> Vec<Vec<u8>> {
         loader
             .iter()
-            .map(|batch| batch.expect("memory").labels.len())
-            .collect()
-    }
-
-    fn labels(loader: &BatchLoader) -> Vec<u8> {
-        loader
-            .iter()
-            .flat_map(|batch| batch.expect("memory").labels.to_vec())
+            .map(|batch| batch.expect("memory").labels.to_vec())
             .collect()
     }
 
     #[test]
     fn a_single_last_image_joins_the_batch_before_it() {
-        assert_eq!(sizes(&loader(64, 32)), [32, 32]);
-        assert_eq!(sizes(&loader(65, 32)), [32, 33]);
-        assert_eq!(sizes(&loader(66, 32)), [32, 32, 2]);
-        assert_eq!(sizes(&loader(33, 32)), [33]);
-        assert_eq!(sizes(&loader(5, 32)), [5]);
+        for (count, expected) in [
+            (64, &[32, 32][..]),
+            (65, &[32, 33]),
+            (66, &[32, 32, 2]),
+            (33, &[33]),
+            (5, &[5]),
+        ] {
+            let sizes: Vec<usize> = labels(&loader(count, 32)).iter().map(Vec::len).collect();
+            assert_eq!(sizes, expected);
+        }
     }
 
     #[test]
     fn rows_labels_and_targets_belong_together() {
-        let batch = loader(40, 7)
-            .shuffled(1, 1)
+        let loader = loader(40, 7).shuffled(1, 1);
+        let batch = loader
             .iter()
             .nth(2)
             .expect("a third batch")
             .expect("memory");
-        let inputs = batch
-            .inputs
-            .into_data()
-            .try_into_vec::<f32>()
-            .expect("floats");
+        let inputs: Vec<f32> = batch.inputs.into_data().try_into_vec().expect("floats");
         let targets = batch
             .targets
             .into_data_as::<i64>()
@@ -283,8 +282,10 @@ mod tests {
             .expect("integers");
         for (row, label) in batch.labels.iter().enumerate() {
             let image = (inputs[row * 784] * 255.0).round() as u64;
-            assert_eq!((image % 10) as u8, *label);
-            assert_eq!(targets[row], i64::from(*label));
+            assert_eq!(
+                (image % 10, targets[row]),
+                (u64::from(*label), i64::from(*label))
+            );
         }
     }
 
@@ -305,7 +306,7 @@ mod tests {
         drop(loader.iter().next());
         assert!(clock.times().is_empty());
         loader.iter().for_each(drop);
-        assert_eq!(clock.times().len(), 1);
-        assert_eq!(clock.times()[0].images, 10);
+        let images: Vec<usize> = clock.times().iter().map(|time| time.images).collect();
+        assert_eq!(images, [10]);
     }
 }

@@ -1,18 +1,20 @@
-//! From files to batches: read or embed, scale, split, batch.
+//! From files to batches: read or embed, standardise, split, batch.
 
 mod batches;
-mod download;
-mod embedded;
-pub mod idx;
-mod resize;
+mod idx;
 mod samples;
 
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use batches::{Batch, BatchLoader, EpochClock, EpochTime};
-pub use resize::{area_average, fit_square};
-pub use samples::{Samples, scale, split};
+use anyhow::{Context, Result, anyhow, ensure};
+use burn_dataset::Dataset as _;
+use burn_dataset::vision::MnistDataset;
+
+pub use batches::EpochTime;
+pub(crate) use batches::{Batch, BatchLoader, EpochClock};
+pub(crate) use samples::fit_square;
+pub use samples::{Samples, Scale, split};
 
 /// Images are squares of this many pixels a side, as in all relatives of MNIST.
 pub const SIDE: usize = 28;
@@ -21,21 +23,16 @@ pub const SIDE: usize = 28;
 pub const CLASSES: usize = 10;
 
 /// The classes of Fashion-MNIST, in the order of their labels.
-pub const FASHION: [&str; CLASSES] = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-];
+const FASHION: &str = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot";
 
-/// The classes of MNIST.
-pub const DIGITS: [&str; CLASSES] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+/// The classes of MNIST, and of what is not known.
+const DIGITS: &str = "0,1,2,3,4,5,6,7,8,9";
+
+/// CRC-32 of the 10,000 test labels of Fashion-MNIST: IDX files carry no names, these are known.
+const FASHION_TEST_LABELS: u32 = 0x242b_c73f;
+
+/// File of a data folder that names the classes, one a line.
+const CLASSES_FILE: &str = "classes.txt";
 
 /// Images with their labels, as they come out of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,18 +41,6 @@ pub struct Images {
     pub pixels: Vec<u8>,
     /// One class for each image, below [`CLASSES`].
     pub labels: Vec<u8>,
-}
-
-impl Images {
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there is no image.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
 }
 
 /// A data set: training and test images and what their labels mean.
@@ -90,201 +75,152 @@ impl From<&str> for Source {
     }
 }
 
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Embedded => f.write_str("embedded"),
-            Self::Mnist => f.write_str("mnist"),
-            Self::Folder(path) => write!(f, "{}", path.display()),
-        }
-    }
-}
-
 impl Source {
     /// Reads the whole data set, or nothing.
-    pub fn load(&self) -> Result<Dataset, DataError> {
+    pub fn load(&self) -> Result<Dataset> {
         match self {
-            Self::Embedded => embedded::load(),
-            Self::Mnist => download::mnist(),
+            Self::Embedded => embedded(),
+            Self::Mnist => download(),
             Self::Folder(folder) => load_folder(folder),
         }
     }
 
-    /// The same source, independent of the current folder, so that a later command finds it.
-    pub fn absolute(self) -> Result<Self, DataError> {
-        match self {
-            Self::Folder(folder) => match folder.canonicalize() {
-                Ok(folder) => Ok(Self::Folder(folder)),
-                Err(_) => Err(DataError::Folder { folder }),
-            },
-            other => Ok(other),
-        }
+    /// The name under which a later command finds the same source, whatever its current folder.
+    pub fn name(&self) -> Result<String> {
+        let folder = match self {
+            Self::Embedded => return Ok("embedded".to_string()),
+            Self::Mnist => return Ok("mnist".to_string()),
+            Self::Folder(folder) => folder.canonicalize().map_err(|_| no_folder(folder))?,
+        };
+        // config.json is text.
+        let name = folder.to_str().map(String::from);
+        name.with_context(|| format!("the path of --data is not UTF-8: {}", folder.display()))
     }
 }
 
-fn load_folder(folder: &Path) -> Result<Dataset, DataError> {
-    if !folder.is_dir() {
-        return Err(DataError::Folder {
-            folder: folder.to_path_buf(),
-        });
-    }
-    // All four are looked for first: reading the big one only to miss a small one wastes time.
+fn no_folder(folder: &Path) -> anyhow::Error {
+    anyhow!(
+        "{} is not a folder. --data takes a folder with the four IDX files, `mnist` (downloaded) \
+         or `embedded` (the default)",
+        folder.display()
+    )
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split(',').map(String::from).collect()
+}
+
+fn load_folder(folder: &Path) -> Result<Dataset> {
+    ensure!(folder.is_dir(), no_folder(folder));
+    // All are looked for first: reading the big one only to miss a small one wastes time.
     let paths = [
         idx::find(folder, "train", "images-idx3-ubyte")?,
         idx::find(folder, "train", "labels-idx1-ubyte")?,
         idx::find(folder, "t10k", "images-idx3-ubyte")?,
         idx::find(folder, "t10k", "labels-idx1-ubyte")?,
     ];
+    let named = names_in(&folder.join(CLASSES_FILE))?;
+    let train = idx::read_pair(&paths[0], &paths[1])?;
+    let test = idx::read_pair(&paths[2], &paths[3])?;
+    let class_names = named.unwrap_or_else(|| names(known_names(&test.labels)));
     Ok(Dataset {
-        train: idx::read_pair(&paths[0], &paths[1])?,
-        test: idx::read_pair(&paths[2], &paths[3])?,
-        class_names: names_for(folder),
+        train,
+        test,
+        class_names,
     })
 }
 
-/// IDX files carry no class names; a folder named after Fashion-MNIST gets its names.
-fn names_for(folder: &Path) -> Vec<String> {
-    let fashion = folder.to_string_lossy().to_lowercase().contains("fashion");
-    let names = if fashion { FASHION } else { DIGITS };
-    names.map(String::from).to_vec()
+/// The ten lines of `classes.txt`, if there is one.
+fn names_in(path: &Path) -> Result<Option<Vec<String>>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let names: Vec<String> = lines.map(String::from).collect();
+    let count = names.len();
+    ensure!(
+        count == CLASSES,
+        "{}: {count} names, expected {CLASSES}, one a line",
+        path.display()
+    );
+    Ok(Some(names))
 }
 
-/// What is wrong with a data set, by file and byte.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DataError {
-    /// The folder of `--data` is not there.
-    #[error(
-        "{} is not a folder. --data takes a folder with the four IDX files, `mnist` (downloaded) \
-         or `embedded` (the default)",
-        folder.display()
-    )]
-    Folder {
-        /// The value of `--data`.
-        folder: PathBuf,
-    },
+/// What the labels mean, by the data itself and not by what somebody called the folder.
+fn known_names(test_labels: &[u8]) -> &'static str {
+    let mut crc = flate2::Crc::new();
+    crc.update(test_labels);
+    if crc.sum() == FASHION_TEST_LABELS {
+        FASHION
+    } else {
+        DIGITS
+    }
+}
 
-    /// One of the four files is not there.
-    #[error("{name} (or {name}.gz) is missing in {}", folder.display())]
-    Missing {
-        /// Where it was looked for.
-        folder: PathBuf,
-        /// Its usual name.
-        name: String,
-    },
+/// The subset of Fashion-MNIST that is part of the program, so that the default run needs nothing.
+/// Fashion-MNIST is (c) 2017 Zalando SE under the MIT licence; `data/make_subset.py` made the files.
+fn embedded() -> Result<Dataset> {
+    macro_rules! pair {
+        ($images:literal, $labels:literal) => {
+            idx::parse_pair(
+                Path::new(concat!("embedded ", $images)),
+                include_bytes!(concat!("../../data/fashion-mnist-subset/", $images)).as_slice(),
+                Path::new(concat!("embedded ", $labels)),
+                include_bytes!(concat!("../../data/fashion-mnist-subset/", $labels)).as_slice(),
+            )
+        };
+    }
+    Ok(Dataset {
+        train: pair!("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")?,
+        test: pair!("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")?,
+        class_names: names(FASHION),
+    })
+}
 
-    /// A file cannot be opened.
-    #[error("cannot open {}: {source}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the system answered.
-        source: io::Error,
-    },
+/// MNIST through Burn's data set crate, which downloads the files once into the user's cache. It
+/// panics where it cannot connect or finds a damaged cache file; here that is an error.
+fn download() -> Result<Dataset> {
+    let read = |open: fn() -> MnistDataset| -> Result<Images, String> {
+        let set = crate::quiet::catch(open)?;
+        let mut images = Images {
+            pixels: Vec::new(),
+            labels: Vec::new(),
+        };
+        for item in set.iter() {
+            let item = item.map_err(|error| error.to_string())?;
+            // Burn hands out the bytes 0 to 255 as floats.
+            images
+                .pixels
+                .extend(item.image.iter().flatten().map(|pixel| *pixel as u8));
+            images.labels.push(item.label);
+        }
+        Ok(images)
+    };
+    let read = |open| {
+        read(open).map_err(|reason| {
+            anyhow!(
+                "cannot download MNIST ({}). Is this machine offline? `--data embedded` needs no \
+                 network, and `--data DIR` reads the four IDX files from a folder. A damaged file \
+                 in the cache folder burn-dataset/mnist has to be deleted by hand",
+                cause(&reason)
+            )
+        })
+    };
+    Ok(Dataset {
+        train: read(MnistDataset::train)?,
+        test: read(MnistDataset::test)?,
+        class_names: names(DIGITS),
+    })
+}
 
-    /// Reading or unpacking failed in the middle.
-    #[error("{}: cannot read on after byte {offset}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Bytes that could be read and unpacked.
-        offset: u64,
-        /// What the system or the unpacker answered.
-        source: io::Error,
-    },
-
-    /// The file is shorter than its header says.
-    #[error("{} is truncated: it ends at byte {offset}, expected at least {expected} bytes", path.display())]
-    Truncated {
-        /// The file.
-        path: PathBuf,
-        /// Where it ends.
-        offset: u64,
-        /// Where it should end at the earliest.
-        expected: u64,
-    },
-
-    /// The file is longer than its header says.
-    #[error("{}: byte {offset} follows the last of the {count} items that the header announces", path.display())]
-    Trailing {
-        /// The file.
-        path: PathBuf,
-        /// The first byte too many.
-        offset: u64,
-        /// Items announced.
-        count: usize,
-    },
-
-    /// The first four bytes are not those of this kind of file.
-    #[error("{}: wrong magic number at byte 0: expected {expected:#010x}, found {found:#010x}", path.display())]
-    Magic {
-        /// The file.
-        path: PathBuf,
-        /// The number of this kind of file.
-        expected: u32,
-        /// What the file starts with.
-        found: u32,
-    },
-
-    /// Images of another size.
-    #[error("{}: wrong image size at byte {offset}: expected {SIDE}x{SIDE}, found {rows}x{columns}", path.display())]
-    ImageSize {
-        /// The file.
-        path: PathBuf,
-        /// Where the size stands.
-        offset: u64,
-        /// Rows found.
-        rows: u32,
-        /// Columns found.
-        columns: u32,
-    },
-
-    /// Images and labels differ in number.
-    #[error(
-        "the counts at byte 4 disagree: {} holds {images} images, {} holds {labels} labels",
-        images_path.display(), labels_path.display()
-    )]
-    Counts {
-        /// The image file.
-        images_path: PathBuf,
-        /// Images in it.
-        images: usize,
-        /// The label file.
-        labels_path: PathBuf,
-        /// Labels in it.
-        labels: usize,
-    },
-
-    /// A label names no class.
-    #[error("{}: label {label} at byte {offset} is out of range, expected 0 to {}", path.display(), CLASSES - 1)]
-    Label {
-        /// The file.
-        path: PathBuf,
-        /// Where the label stands.
-        offset: u64,
-        /// The label.
-        label: u8,
-    },
-
-    /// A file without content.
-    #[error("{}: the header announces no items at byte {offset}", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-        /// Where the count stands.
-        offset: u64,
-    },
-
-    /// The download of MNIST failed.
-    #[error(
-        "cannot download MNIST ({reason}). Is this machine offline? `--data embedded` needs no \
-         network, and `--data DIR` reads the four IDX files from a folder. A damaged file in the \
-         cache folder burn-dataset/mnist has to be deleted by hand"
-    )]
-    Download {
-        /// What Burn's data set crate said.
-        reason: String,
-    },
+/// The innermost message of an error that was unwrapped: what is around it only names Rust types.
+fn cause(panic: &str) -> &str {
+    let inner = panic
+        .rsplit_once("error: \"")
+        .and_then(|(_, rest)| rest.split_once('"'));
+    let first_line = panic.lines().next().unwrap_or_default();
+    inner.map_or(first_line, |(message, _)| message)
 }
 
 #[cfg(test)]
@@ -292,32 +228,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn source_names_round_trip() {
-        for (text, source) in [
-            ("embedded", Source::Embedded),
-            ("mnist", Source::Mnist),
-            ("./mnist", Source::Folder("./mnist".into())),
-        ] {
-            assert_eq!(Source::from(text), source.clone());
-            assert_eq!(source.to_string(), text);
+    fn the_embedded_subset_is_whole_and_balanced() {
+        let set = embedded().expect("embedded files");
+        for (images, each) in [(&set.train, 700), (&set.test, 150)] {
+            for class in 0..CLASSES {
+                let of = images
+                    .labels
+                    .iter()
+                    .filter(|label| usize::from(**label) == class);
+                assert_eq!(of.count(), each, "class {class}");
+            }
+            assert_eq!(images.pixels.len(), images.labels.len() * SIDE * SIDE);
+            assert_eq!(images.pixels.iter().max(), Some(&255));
         }
+        assert_eq!(set.class_names[9], "Ankle boot");
     }
 
     #[test]
-    fn a_missing_folder_is_named() {
-        let text = Source::Folder("no/such/folder".into())
-            .load()
-            .expect_err("missing")
-            .to_string();
-        assert!(
-            text.contains("no/such/folder") && text.contains("four IDX files"),
-            "{text}"
+    fn class_names_come_from_a_file_or_the_data_and_not_from_the_path() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join(CLASSES_FILE);
+        assert!(names_in(&path).expect("no file").is_none());
+        fs::write(&path, "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n\n").expect("written");
+        assert_eq!(names_in(&path).expect("read").expect("names")[9], "j");
+        fs::write(&path, "a\nb").expect("written");
+        let text = names_in(&path).expect_err("two names").to_string();
+        assert!(text.contains("classes.txt: 2 names"), "{text}");
+        assert_eq!(known_names(&[1, 2, 3]), DIGITS);
+    }
+
+    #[test]
+    fn the_cause_of_a_failed_download_is_the_innermost_message() {
+        let panic = r#"called `Result::unwrap()` on an `Err` value: Error { source: Dns { error: "no such name" } }"#;
+        assert_eq!(cause(panic), "no such name");
+        assert_eq!(
+            cause("image file declares 7 items\nmore"),
+            "image file declares 7 items"
         );
-    }
-
-    #[test]
-    fn class_names_follow_the_folder() {
-        assert_eq!(names_for(Path::new("/data/Fashion-MNIST"))[9], "Ankle boot");
-        assert_eq!(names_for(Path::new("/data/mnist"))[9], "9");
+        assert_eq!(cause(""), "");
     }
 }

@@ -2,222 +2,192 @@
 
 use std::path::Path;
 
+use anyhow::Result;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::{HPos, VPos};
 
 use super::{
-    Area, BLUE, DrawError, FAINT, GREEN, INK, ORANGE, brush, centred, font, key, picture, range,
+    Area, BLUE, DrawResult, GREEN, INK, ORANGE, centred, curves, legend, picture, placed, range,
 };
-use crate::compare::{Comparison, Group, PICTURE};
-use crate::error::Result;
+use crate::compare::{Comparison, Group};
 use crate::model::NormKind;
+use crate::report::{plural, rate};
 
-const WIDTH: u32 = 1440;
-const TOP: u32 = 470;
-const BOTTOM: u32 = 430;
+const WIDTH: u32 = 2880;
+const HEAD: u32 = 180;
+const CURVES: u32 = 800;
+const BARS: u32 = 860;
+/// Learning rates side by side; more go below.
+const SIDE_BY_SIDE: usize = 4;
 
 /// Draws `compare.png`.
 pub fn comparison(path: &Path, comparison: &Comparison) -> Result<()> {
-    picture(path, PICTURE, (WIDTH, TOP + BOTTOM), |area| {
-        let (top, bottom) = area.split_vertically(TOP);
-        courses(&top, comparison)?;
-        let (left, right) = bottom.split_horizontally(WIDTH / 2);
-        bars(
-            &left,
-            &format!(
-                "Test accuracy in % after {} epochs (± deviation of {} seeds)",
-                comparison.epochs, comparison.seeds
-            ),
-            comparison,
-            |group| {
+    let Comparison {
+        groups,
+        epochs,
+        seeds,
+        ..
+    } = comparison;
+    let by_rate: Vec<&[Group]> = groups
+        .chunk_by(|a, b| a.learning_rate == b.learning_rate)
+        .collect();
+    let blocks = by_rate.len().div_ceil(SIDE_BY_SIDE) as u32;
+    let spread = if *seeds > 1 {
+        format!(" (± deviation of {seeds} seeds)")
+    } else {
+        String::new()
+    };
+    let accuracy = format!(
+        "Test accuracy in % after {}{spread}",
+        plural(*epochs, "epoch")
+    );
+    let time = format!("Microseconds for a training step on {}", comparison.device);
+    picture(path, (WIDTH, HEAD + blocks * (CURVES + BARS)), |area| {
+        let (head, mut rest) = area.split_vertically(HEAD);
+        let title = format!(
+            "Validation accuracy in % by epoch, mean of {}",
+            plural(*seeds, "seed")
+        );
+        head.draw(&Text::new(title, (WIDTH as i32 / 2, 50), centred(52)))?;
+        let norms = by_rate.first().into_iter().flat_map(|groups| groups.iter());
+        legend(
+            &head,
+            130,
+            &norms.map(|group| look(group.norm)).collect::<Vec<_>>(),
+        )?;
+        let shares = groups.iter().flat_map(|group| &group.validation_accuracy);
+        let values = range(shares.map(|share| 100.0 * share));
+        for by_rate in by_rate.chunks(SIDE_BY_SIDE) {
+            let (upper, below) = rest.split_vertically(CURVES);
+            for (panel, groups) in upper.split_evenly((1, by_rate.len())).iter().zip(by_rate) {
+                let title = format!("learning rate {}", rate(groups[0].learning_rate));
+                let series: Vec<_> = groups
+                    .iter()
+                    .map(|group| {
+                        let points = (1..).zip(&group.validation_accuracy);
+                        let points = points.map(|(epoch, share)| (f64::from(epoch), 100.0 * share));
+                        (look(group.norm).0, points.collect())
+                    })
+                    .collect();
+                curves(panel, &title, *epochs, values.clone(), &series)?;
+            }
+            let (lower, below) = below.split_vertically(BARS);
+            let (left, right) = lower.split_horizontally(WIDTH / 2);
+            bars(&left, &accuracy, by_rate, 1, |group| {
                 (
                     100.0 * group.test_accuracy,
                     group.test_accuracy_spread.map(|spread| 100.0 * spread),
                 )
-            },
-            1,
-        )?;
-        bars(
-            &right,
-            &format!("Microseconds for a training step on {}", comparison.device),
-            comparison,
-            |group| (group.microseconds_per_step, None),
-            0,
-        )
+            })?;
+            bars(&right, &time, by_rate, 0, |group| {
+                (group.microseconds_per_step, None)
+            })?;
+            rest = below;
+        }
+        Ok(())
     })
 }
 
-fn color(norm: NormKind) -> RGBColor {
+fn look(norm: NormKind) -> (RGBColor, &'static str) {
     match norm {
-        NormKind::Batch => BLUE,
-        NormKind::Burn => GREEN,
-        NormKind::None => ORANGE,
+        NormKind::Batch => (BLUE, "with BN (burn-batchnorm)"),
+        NormKind::Burn => (GREEN, "with BN (burn-nn)"),
+        NormKind::None => (ORANGE, "without"),
     }
-}
-
-fn name(norm: NormKind) -> &'static str {
-    match norm {
-        NormKind::Batch => "with BN (burn-batchnorm)",
-        NormKind::Burn => "with BN (burn-nn)",
-        NormKind::None => "without",
-    }
-}
-
-fn rates(comparison: &Comparison) -> Vec<f64> {
-    let mut rates: Vec<f64> = comparison
-        .groups
-        .iter()
-        .map(|group| group.learning_rate)
-        .collect();
-    rates.dedup();
-    rates
-}
-
-fn norms(comparison: &Comparison) -> Vec<NormKind> {
-    let first = comparison.groups.first().map(|group| group.learning_rate);
-    let same = comparison
-        .groups
-        .iter()
-        .filter(|group| Some(group.learning_rate) == first);
-    same.map(|group| group.norm).collect()
-}
-
-/// One small panel of validation accuracy by epoch for each learning rate, on one scale.
-fn courses(area: &Area<'_>, comparison: &Comparison) -> std::result::Result<(), DrawError> {
-    let rates = rates(comparison);
-    let title = "Validation accuracy in % by epoch, mean of the seeds";
-    area.draw(&Text::new(title, (WIDTH as i32 / 2, 26), centred(26)))?;
-    let norms = norms(comparison);
-    let mut x = WIDTH as i32 / 2 - 130 * norms.len() as i32;
-    for norm in norms {
-        key(area, (x, 60), color(norm), name(norm))?;
-        x += 290;
-    }
-    let (_, panels) = area.split_vertically(76);
-    let values = range(
-        comparison
-            .groups
-            .iter()
-            .flat_map(|group| group.validation_accuracy.iter().map(|share| 100.0 * share)),
-    );
-    for (panel, rate) in panels.split_evenly((1, rates.len())).iter().zip(&rates) {
-        let last = comparison.epochs.max(1) as f64;
-        let mut chart = ChartBuilder::on(panel)
-            .caption(format!("learning rate {rate}"), font(22))
-            .margin(10)
-            .x_label_area_size(48)
-            .y_label_area_size(58)
-            .build_cartesian_2d(0.5..last + 0.5, values.clone())?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(FAINT)
-            .axis_style(INK)
-            .x_labels(comparison.epochs.min(10))
-            .x_label_formatter(&|epoch| format!("{epoch:.0}"))
-            .y_labels(6)
-            .y_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
-            .x_desc("epoch")
-            .label_style(font(18))
-            .axis_desc_style(font(18))
-            .draw()?;
-        for group in comparison
-            .groups
-            .iter()
-            .filter(|group| group.learning_rate == *rate)
-        {
-            let points: Vec<(f64, f64)> = group
-                .validation_accuracy
-                .iter()
-                .enumerate()
-                .map(|(at, share)| ((at + 1) as f64, 100.0 * share))
-                .collect();
-            let color = color(group.norm);
-            chart.draw_series(
-                brush(&points)
-                    .into_iter()
-                    .map(|point| Circle::new(point, 1, color.filled())),
-            )?;
-            chart.draw_series(
-                points
-                    .iter()
-                    .map(|point| Circle::new(*point, 4, color.filled())),
-            )?;
-        }
-    }
-    Ok(())
 }
 
 /// Bars from zero, grouped by learning rate, with the value above and the deviation as a whisker.
 fn bars(
     area: &Area<'_>,
     title: &str,
-    comparison: &Comparison,
-    value: impl Fn(&Group) -> (f64, Option<f64>),
+    by_rate: &[&[Group]],
     digits: usize,
-) -> std::result::Result<(), DrawError> {
+    value: impl Fn(&Group) -> (f64, Option<f64>),
+) -> DrawResult {
     let (width, height) = area.dim_in_pixel();
-    let (left, top, base) = (40i32, 90i32, height as i32 - 50);
-    let rates = rates(comparison);
-    let norms = norms(comparison);
-    let highest = comparison
-        .groups
-        .iter()
+    let (width, left, top, base) = (width as i32, 80, 180, height as i32 - 100);
+    let all = by_rate.iter().flat_map(|groups| groups.iter());
+    let highest = all
         .map(|group| value(group).0)
         .filter(|value| value.is_finite())
         .fold(1e-9, f64::max);
-    area.draw(&Text::new(
-        title.to_string(),
-        (width as i32 / 2, 26),
-        centred(22),
-    ))?;
-    let slot = (width as i32 - 2 * left) / rates.len() as i32;
-    let bar = (slot - 30) / norms.len() as i32;
-    let y = |value: f64| base - ((base - top) as f64 * value / highest) as i32;
-    for (at, rate) in rates.iter().enumerate() {
-        let start = left + at as i32 * slot + 15;
-        let below = font(20).pos(Pos::new(HPos::Center, VPos::Top));
+    let y = |value: f64| base - (f64::from(base - top) * value / highest) as i32;
+    area.draw(&Text::new(title.to_string(), (width / 2, 52), centred(44)))?;
+    let slot = (width - 2 * left) / by_rate.len() as i32;
+    for (at, groups) in by_rate.iter().enumerate() {
+        let start = left + at as i32 * slot + 30;
+        let bar = (slot - 60) / groups.len() as i32;
+        let below = placed(40, HPos::Center, VPos::Top);
+        let middle = start + (slot - 60) / 2;
         area.draw(&Text::new(
-            rate.to_string(),
-            (start + (slot - 30) / 2, base + 10),
+            rate(groups[0].learning_rate),
+            (middle, base + 20),
             below,
         ))?;
-        for group in comparison
-            .groups
-            .iter()
-            .filter(|group| group.learning_rate == *rate)
-        {
-            let Some(place) = norms.iter().position(|norm| *norm == group.norm) else {
-                continue;
-            };
+        for (place, group) in groups.iter().enumerate() {
             let (value, spread) = value(group);
             if !value.is_finite() {
                 continue;
             }
             let x = start + place as i32 * bar;
-            area.draw(&Rectangle::new(
-                [(x + 3, y(value)), (x + bar - 3, base)],
-                color(group.norm).filled(),
-            ))?;
-            let mut head = y(value);
+            let corners = [(x + 6, y(value)), (x + bar - 6, base)];
+            area.draw(&Rectangle::new(corners, look(group.norm).0.filled()))?;
+            let (middle, head) = (x + bar / 2, y(value + spread.unwrap_or(0.0)));
             if let Some(spread) = spread {
-                let middle = x + bar / 2;
-                head = y(value + spread);
-                area.draw(&PathElement::new(
-                    [(middle, head), (middle, y(value - spread))],
-                    INK.stroke_width(3),
-                ))?;
+                let whisker = [(middle, head), (middle, y(value - spread))];
+                area.draw(&PathElement::new(whisker, INK.stroke_width(6)))?;
             }
-            let above = font(18).pos(Pos::new(HPos::Center, VPos::Bottom));
+            let above = placed(36, HPos::Center, VPos::Bottom);
             area.draw(&Text::new(
                 format!("{value:.digits$}"),
-                (x + bar / 2, head - 6),
+                (middle, head - 12),
                 above,
             ))?;
         }
     }
     area.draw(&PathElement::new(
-        [(left, base), (width as i32 - left, base)],
-        INK.stroke_width(2),
+        [(left, base), (width - left, base)],
+        INK.stroke_width(4),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(rates: usize) -> (u32, u32) {
+        let group = |at: usize, norm| Group {
+            norm,
+            learning_rate: 10f64.powi(-(at as i32)),
+            reached: 1,
+            epochs_to_target: None,
+            test_accuracy: 0.5,
+            test_accuracy_spread: None,
+            validation_accuracy: vec![0.4, 0.5],
+            microseconds_per_step: f64::NAN,
+        };
+        let both = |at| [group(at, NormKind::Batch), group(at, NormKind::None)];
+        let comparison = Comparison {
+            program: "",
+            device: "flex".into(),
+            data: String::new(),
+            train_images: 1,
+            epochs: 2,
+            target: 0.8,
+            seeds: 1,
+            groups: (0..rates).flat_map(both).collect(),
+            runs: Vec::new(),
+        };
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("compare.png");
+        super::comparison(&path, &comparison).expect("drawn");
+        image::image_dimensions(&path).expect("a PNG file")
+    }
+
+    #[test]
+    fn many_learning_rates_get_room() {
+        assert_eq!(drawn(1), (1440, 920));
+        assert_eq!(drawn(4), (1440, 920));
+        assert_eq!(drawn(11), (1440, 90 + 3 * 830));
+    }
 }

@@ -232,6 +232,9 @@ impl<E: Element> Backward<'_, E> {
         }
 
         let writes = x_grad || out.residual.is_some();
+        if !writes && !parameters {
+            return;
+        }
         let mut tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
         if let Some(residual) = epilogue.residual {
             tile = tile.read(residual);

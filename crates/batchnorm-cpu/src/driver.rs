@@ -9,6 +9,7 @@
 //!
 //! Both merge the same partials in the same order, so they give the same bits.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::cut::{Part, PerChannel, cut, parts};
@@ -19,6 +20,14 @@ use crate::simd::tile::Tile;
 use crate::simd::{Isa, Plain};
 use crate::tiling::{Direction, Tiling};
 use crate::{Element, Layout};
+
+thread_local! {
+    /// The partials of the last shared reduction of this thread: some hundred kilobytes, for which an allocator would ask the system anew at each call,
+    /// and touch every page for the first time.
+    static PAIRS: Cell<[Vec<f64>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+}
+/// Larger ones are not kept.
+const MOST_KEPT_BYTES: usize = 4 << 20;
 
 /// What the kernels of one call have in common.
 struct Call {
@@ -177,7 +186,11 @@ impl Call {
         } = self;
         let (channels, inner) = (tiling.layout().channels(), tiling.inner());
         let partials = tiling.partials();
-        let mut pairs = [(); 2].map(|()| vec![0.0; channels * partials.max(1)]);
+        let mut pairs = PAIRS.take();
+        for pairs in &mut pairs {
+            pairs.clear();
+            pairs.resize(channels * partials.max(1), 0.0);
+        }
         let group = tiling.group::<E>(*threads, 2);
         let rows = tile.grid().rows;
         let [first, second] = &mut pairs;
@@ -211,6 +224,9 @@ impl Call {
             );
         }
         self.finish::<E, R>([first, second], 0..channels, arrays, then);
+        if size_of_val(&*pairs[0]) <= MOST_KEPT_BYTES {
+            PAIRS.set(pairs);
+        }
     }
 
     fn apply_parts<'a, E: Element, K: Kernel<E::Accum>>(

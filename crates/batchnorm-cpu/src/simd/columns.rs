@@ -62,11 +62,15 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
             registers::<S, E, K, 1>(kernel, tile, row, params, &mut sums);
             row += 1;
         }
-        for row in first..end {
+        // Rows are aligned alike, except for streaming stores.
+        let streaming = K::OUTPUTS > 0 && tile.streams();
+        let alike = if streaming { 1 } else { end - first };
+        for row in (first..end).step_by(alike) {
             let body = body::<S, E, K>(tile, row);
             for (col, n) in [(0, body.start), (body.end, cols - body.end)] {
                 if n > 0 {
-                    partial::<S, E, K>(kernel, tile, row, (col, n), params, &mut sums);
+                    let rows = row..row + alike;
+                    partial::<S, E, K>(kernel, tile, rows, (col, n), params, &mut sums);
                 }
             }
         }
@@ -140,35 +144,37 @@ fn registers<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
     }
 }
 
-/// Takes the `n` columns from `col` on of one row, fewer than a register has lanes.
+/// Takes the `n` columns from `col` on of some rows, fewer than a register has lanes.
 #[inline(always)]
 fn partial<S: Simd, E: Element, K: Kernel<E::Accum>>(
     kernel: K,
     tile: &mut Tile<'_, E>,
-    row: usize,
+    rows: std::ops::Range<usize>,
     (col, n): (usize, usize),
     params: [&[E::Accum]; PARAMS],
     sums: &mut [&mut [E::Accum]; 2],
 ) {
+    let stride = tile.grid().stride;
+    let lanes = E::Accum::lanes::<S>();
     let zero = E::Accum::default().splat::<S>();
-    let at = row * tile.grid().stride + col;
     let params = pointers(params);
-    // SAFETY: the tile passed `expect` and has this row (`across`); `col + n <= cols`, and a register of sums at `col` is within `padded(cols)`.
+    // SAFETY: the tile passed `expect` and has these rows (`across`); `col + n <= cols`, and a register of sums at `col` is within `padded(cols)`.
     unsafe {
-        let loaded = tile.load::<S, K>(at, n);
         let mut p = [zero; PARAMS];
         for i in 0..K::PARAMS {
             p[i] = lanes::load(params[i].add(col), n);
         }
         let mut total = [zero; 2];
-        let lanes = E::Accum::lanes::<S>();
         if K::OUTPUTS == 0 {
             for (total, sum) in total.iter_mut().zip(sums.iter()) {
                 *total = lanes::load(sum.as_ptr().add(col), lanes);
             }
         }
-        let values = kernel.step(loaded, &p, &mut total);
-        tile.store::<S, K>(at, n, values, false);
+        for row in rows {
+            let at = row * stride + col;
+            let values = kernel.step(tile.load::<S, K>(at, n), &p, &mut total);
+            tile.store::<S, K>(at, n, values, false);
+        }
         if K::OUTPUTS == 0 {
             for (total, sum) in total.iter().zip(sums) {
                 lanes::store(sum.as_mut_ptr().add(col), lanes, *total, false);

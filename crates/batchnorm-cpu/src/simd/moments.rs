@@ -201,7 +201,7 @@ impl<E: Element> Reduction<E> for Moments {
         let Arrays {
             channels: [shifts, sums, squares],
             parameters,
-            columns: [expanded, column_sums, column_squares, ..],
+            columns: [expanded, column_sums, column_squares],
         } = scratch.arrays(columns.channels, cols);
         match before {
             Some(before) => shifts.copy_from_slice(before),

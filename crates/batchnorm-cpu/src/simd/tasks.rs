@@ -75,8 +75,8 @@ impl<E: Element, K: Kernel<E::Accum>> Reduction<E> for Sums<K> {
         scratch: &mut Scratch<E::Accum>,
         out: [&mut [f64]; 2],
     ) {
-        let [sums, products, arrays @ ..] =
-            scratch.arrays(columns.channels, tile.grid().cols).columns;
+        let expanded = if columns.are_channels() { 0 } else { K::PARAMS };
+        let [sums, products, arrays @ ..] = scratch.columns(tile.grid().cols, 2 + expanded);
         sums.fill(E::Accum::default());
         products.fill(E::Accum::default());
         let params = expand::<E, K>(columns, params, arrays);
@@ -114,7 +114,7 @@ pub(crate) struct Scratch<A> {
 pub(super) struct Arrays<'s, A> {
     pub channels: [&'s mut [f64]; 3],
     pub parameters: &'s mut [A],
-    pub columns: [&'s mut [A]; PARAMS + 2],
+    pub columns: [&'s mut [A]; 3],
 }
 
 impl<A: Accum> Scratch<A> {
@@ -126,24 +126,37 @@ impl<A: Accum> Scratch<A> {
         }
     }
 
+    /// Arrays for the moments of `channels` channels in `cols` columns.
     #[inline(always)]
     pub(super) fn arrays(&mut self, channels: usize, cols: usize) -> Arrays<'_, A> {
-        let len = padded(cols);
-        if self.columns.len() < (PARAMS + 2) * len {
-            self.columns.resize((PARAMS + 2) * len, A::default());
-        }
         if self.parameters.len() < channels {
             self.channels.resize(3 * channels, 0.0);
             self.parameters.resize(channels, A::default());
         }
         let mut values = self.channels.chunks_exact_mut(channels);
-        let mut arrays = self.columns.chunks_exact_mut(len);
+        let [a, b, c, ..] = columns(&mut self.columns, cols, 3);
         Arrays {
             channels: std::array::from_fn(|_| values.next().expect("resized to three")),
             parameters: &mut self.parameters[..channels],
-            columns: std::array::from_fn(|_| arrays.next().expect("resized to so many")),
+            columns: [a, b, c],
         }
     }
+
+    /// `count` arrays of a value per column; the others are empty.
+    #[inline(always)]
+    fn columns(&mut self, cols: usize, count: usize) -> [&mut [A]; PARAMS + 2] {
+        columns(&mut self.columns, cols, count)
+    }
+}
+
+#[inline(always)]
+fn columns<A: Accum>(memory: &mut Vec<A>, cols: usize, count: usize) -> [&mut [A]; PARAMS + 2] {
+    let len = padded(cols);
+    if memory.len() < count * len {
+        memory.resize(count * len, A::default());
+    }
+    let mut arrays = memory.chunks_exact_mut(len).take(count);
+    std::array::from_fn(|_| arrays.next().unwrap_or_default())
 }
 
 /// The runs of all rows of `cols` elements: which memory to ask for while one of them is in work.
@@ -287,7 +300,8 @@ impl<E: Element, K: Kernel<E::Accum>> WithSimd for Apply<'_, E, K> {
             Direction::Across => {
                 let strips = strips(tile.window(0..rows, 0..cols), channels);
                 for (mut strip, columns) in strips.into_iter().flatten() {
-                    let [_, _, arrays @ ..] = scratch.arrays(channels, strip.grid().cols).columns;
+                    let expanded = if columns.are_channels() { 0 } else { K::PARAMS };
+                    let [arrays @ .., _, _] = scratch.columns(strip.grid().cols, expanded);
                     let arrays = expand::<E, K>(columns, params, arrays);
                     let none = [&mut [][..], &mut [][..]];
                     columns::across::<S, E, K>(kernel, &mut strip, arrays, none);

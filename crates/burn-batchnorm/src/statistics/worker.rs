@@ -42,7 +42,7 @@ pub(super) enum Role {
     /// A model of its own.
     Own,
     /// An unchanged clone.
-    Clone(Origin),
+    Clone(Box<Origin>),
     /// A fork of an unchanged clone.
     Worker(Box<Worker>),
 }
@@ -61,7 +61,7 @@ pub(super) struct Origin {
 /// A worker, and the composition of what it did.
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
-    origin: Origin,
+    origin: Box<Origin>,
     keep: f64,
     batches: u64,
     /// Values per channel, over all batches.
@@ -128,7 +128,7 @@ impl Shared {
             base: values.clone(),
         };
         state.clones += 1;
-        let clone = Self::with_role(values, Role::Clone(origin), sources);
+        let clone = Self::with_role(values, Role::Clone(Box::new(origin)), sources);
         lock(&clone.state).reports = reports;
         clone
     }

@@ -218,7 +218,7 @@ fn closed_streams_do_not_stop_training() {
         drop((child.stdout.take(), child.stderr.take()));
         assert!(end(child).status.success(), "round {round}");
         for out in ["full", "pipe"] {
-            assert_eq!(names(&base.at(format!("{out}-{round}"))), ALL_FILES);
+            assert_eq!(names(base.at(format!("{out}-{round}"))), ALL_FILES);
         }
     }
     let full = fs::File::options()

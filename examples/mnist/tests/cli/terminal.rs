@@ -154,7 +154,7 @@ fn ctrl_c_stops_the_dashboard() {
     // The epochs stay on the screen.
     assert!(after.contains("epoch      2/100000  train loss"), "{after}");
     assert!(after.contains("--resume --out run"), "{after}");
-    let done = epochs(&base.at("run/checkpoint")).len();
+    let done = epochs(base.at("run/checkpoint")).len();
     assert!(done >= 2);
     report(&base, &format!("--resume --epochs {} --out run", done + 1));
 }

@@ -12,7 +12,7 @@ fn training_writes_all_its_files_and_no_others() {
         names(base) + "/" + &names(base.join("artifacts")),
         "artifacts/mnist"
     );
-    assert_eq!(read_json(&run.join("summary.json")), *summary);
+    assert_eq!(read_json(run.join("summary.json")), *summary);
     assert_eq!(
         (summary["device"].as_str(), number(summary, "epochs")),
         (Some("flex"), 2.0)
@@ -28,7 +28,7 @@ fn training_writes_all_its_files_and_no_others() {
         let image = image::open(run.join(picture)).expect("a PNG file");
         assert!(image.width() > 600 && image.height() > 400, "{picture}");
     }
-    assert_eq!(read_json(&run.join("config.json"))["model"]["hidden"], 50);
+    assert_eq!(read_json(run.join("config.json"))["model"]["hidden"], 50);
     assert_eq!(epochs(&run).len(), 2);
 }
 
@@ -206,7 +206,7 @@ fn threads_do_not_change_the_numbers_and_seeds_do() {
             (
                 summary["test_loss"].clone(),
                 summary["train_loss"].clone(),
-                epochs(&base.at(out)),
+                epochs(base.at(out)),
             )
         };
         let one = run("1", 42);

@@ -4,7 +4,7 @@
 //! computed or any state changes.
 
 use burn::backend::{Dispatch, tensor::FloatTensor};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::checks::{
     cast, float, has_kernels, is_fused, output_dtype, same_device, supported, to_device, view,
@@ -37,6 +37,8 @@ pub(crate) enum Parameter {
 #[derive(Debug)]
 pub(crate) struct Operands<const D: usize> {
     input: Tensor<D>,
+    /// That of the input.
+    device: Device,
     gamma: Tensor<1>,
     beta: Tensor<1>,
     residual: Option<Tensor<D>>,
@@ -72,6 +74,7 @@ impl<const D: usize> Operands<D> {
         validate_epsilon(epsilon, computed)?;
         epilogue.activation.validate()?;
 
+        let mut autodiff = device.is_autodiff();
         let residual = match epilogue.residual {
             None => None,
             Some(residual) => {
@@ -83,12 +86,14 @@ impl<const D: usize> Operands<D> {
                         got_dtype: residual.dtype(),
                     });
                 }
-                same_device("residual", &residual.device(), &device)?;
+                let residual_device = residual.device();
+                same_device("residual", &residual_device, &device)?;
+                autodiff |= residual_device.is_autodiff();
                 Some(float(residual))
             }
         };
         let channels = shape[channel_axis];
-        let parameter = |name, parameter: Parameter| {
+        let mut parameter = |name, parameter: Parameter| {
             let (tensor, learned) = match parameter {
                 Parameter::Learned(tensor) => (float(tensor), true),
                 Parameter::Constant(tensor) => (tensor, false),
@@ -108,17 +113,12 @@ impl<const D: usize> Operands<D> {
                     parameter: tensor.dtype(),
                 });
             }
-            same_device(name, &tensor.device(), &device)?;
+            let parameter_device = tensor.device();
+            same_device(name, &parameter_device, &device)?;
+            autodiff |= parameter_device.is_autodiff();
             Ok(cast(tensor, computed))
         };
         let (gamma, beta) = (parameter("gamma", gamma)?, parameter("beta", beta)?);
-        let tracked = |tensor: &Tensor<1>| tensor.device().is_autodiff();
-        let autodiff = device.is_autodiff()
-            || tracked(&gamma)
-            || tracked(&beta)
-            || residual
-                .as_ref()
-                .is_some_and(|it| it.device().is_autodiff());
         Ok(Self {
             gamma,
             beta,
@@ -131,6 +131,7 @@ impl<const D: usize> Operands<D> {
             dtype,
             fused: has_kernels(&device) && (cfg!(feature = "autodiff") || !autodiff),
             input,
+            device,
         })
     }
 
@@ -150,8 +151,8 @@ impl<const D: usize> Operands<D> {
         let old = match inside {
             None => Running::Untracked,
             Some((values, _)) => {
-                let device = self.input.device();
-                let here = |tensor: &Tensor<1>| to_device(tensor.clone(), &device).into_dispatch();
+                let here =
+                    |tensor: &Tensor<1>| to_device(tensor.clone(), &self.device).into_dispatch();
                 Running::Tracked(here(&values.mean), here(&values.variance))
             }
         };
@@ -183,10 +184,9 @@ impl<const D: usize> Operands<D> {
 
     /// Normalizes by constants, mean and variance of shape `[channels]` on any device.
     pub(crate) fn normalize_by(self, [mean, variance]: [Tensor<1>; 2]) -> Tensor<D> {
-        let device = self.input.device();
         let dtype = self.gamma.dtype();
         let here = |tensor: Tensor<1>| {
-            cast(to_device(tensor, &device), dtype)
+            cast(to_device(tensor, &self.device), dtype)
                 .without_autodiff()
                 .into_dispatch()
         };
@@ -207,7 +207,7 @@ impl<const D: usize> Operands<D> {
                 got: vec![rows, got],
             });
         }
-        same_device("center", &center.device(), &self.input.device())?;
+        same_device("center", &center.device(), &self.device)?;
         let center = cast(center.slice([0..3, 0..channels]), self.gamma.dtype());
         let fused = self.fused && (cfg!(feature = "autodiff") || !center.device().is_autodiff());
         let operands = Self { fused, ..self };

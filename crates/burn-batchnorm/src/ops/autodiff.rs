@@ -25,8 +25,9 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use super::composed::{inv_std, pack, row, zeros};
-use super::{BatchNormOps, Maybe, Moments, Pass, Running, Update, Wanted};
+use super::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
 use crate::Activation;
+use crate::statistics::Update;
 use crate::view::View;
 
 /// `train` or `normalize`, with the parents x, gamma, beta and, where there is one or the other,

@@ -17,7 +17,6 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType};
 
 use crate::Activation;
-use crate::statistics::Update;
 use crate::view::View;
 
 /// What every pass over a tensor must know: where its channels are, and what follows the

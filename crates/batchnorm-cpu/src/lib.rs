@@ -65,6 +65,7 @@
 //! - Results depend on the shape and the instruction set, not on the number of threads: they are equal bit by bit.
 //! - Masks and the derivatives of activations select, they do not multiply: a gradient that is infinite where ReLU is off becomes 0.
 //! - Wrong lengths and senseless numbers are an [`Error`], before anything is written. No call panics for its arguments.
+//! - A call may wait for the jobs of the rayon pool that it runs in: hold no lock over it that they take.
 //! - An empty tensor has mean and variance 0; a single value per channel has variance 0.
 //!
 //! # Where to read on

@@ -1,7 +1,8 @@
 //! How work is given to threads.
 //!
 //! Work comes in parts. The calling thread takes parts from the front, helpers from the rayon pool take them from the back until none is left:
-//! the caller starts at once, and how long the helpers take to wake up costs nothing but their help.
+//! the caller starts at once. It returns when every helper has had its turn, if only to find nothing left: where all threads of the pool are busy
+//! with work of others, it waits for them. So do not hold a lock over a call that jobs of the same pool take.
 //!
 //! The parts are disjoint tiles and slices, so nothing is shared but the queue. How many there are may depend on the number of threads; what is
 //! computed does not, because partial results belong to fixed blocks (`tiling.rs`) and not to parts.

@@ -9,7 +9,7 @@
 //! With `s = 0` this is `E[x^2] - E[x]^2`, which for a mean of 1e4 and a standard deviation of 1 leaves no digit of an `f32`. With a shift near the
 //! mean next to nothing is subtracted. So the shift of a block is the mean of the blocks before it. The first block's is the mean of a sample, and
 //! whether that was near enough is known afterwards: where `n * d^2` is more than three times `m2`, which costs two bits, the block is read again (from
-//! a cache) about its mean. A later block need not be checked: its shift is the mean of at least as many values as it has itself, so the merge
+//! a cache) about its mean. A block after at least as many values as it has itself need not be checked: its shift is their mean, so the merge
 //! below adds at least `n * d^2 / 2` to the channel's `m2`, and what the block lost is a rounding error of that.
 //!
 //! For a constant channel all differences are exactly zero, so the mean is that constant exactly and `y` is exactly `beta`, whatever it is.
@@ -26,7 +26,7 @@
 //! **Range.** In `f32` a difference beyond 1e19 has an infinite square, and one below 1e-19 loses digits or all of its square, which matters next to a
 //! tiny epsilon. Such a block is read again with all differences multiplied by a power of two, so that `m2`, in `f64`, is right for every finite `f32`. The variance is infinite only where
 //! it is reported in `f32`. The output also needs `x - mean` in `f32`, so it is right for magnitudes up to 1e38. For `f64` there is nothing wider: from
-//! a spread of 1e154 on the variance is infinite, `inv_std` zero and the output `beta`, up to magnitudes of 1e307. NaN and infinity make both moments of
+//! a spread of 1e154 on the variance is infinite, `inv_std` zero and the output `beta`, up to magnitudes of 1e304. NaN and infinity make both moments of
 //! their channel NaN or infinite and touch no other channel.
 //!
 //! No values at all have mean 0 and m2 0.

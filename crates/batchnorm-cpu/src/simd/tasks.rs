@@ -217,7 +217,8 @@ impl<E: Element, R: Reduction<E>> WithSimd for Reduce<'_, E, R> {
                         let (rows, cols) = tiling.block(block);
                         let n = (rows.len() * cols.len()) as f64;
                         let part = tile.view(rows, c * inner + cols.start..c * inner + cols.end);
-                        let before = (count > 0.0).then_some(first[c]);
+                        // Of fewer values than the block has, it would be a shift to be checked.
+                        let before = (count >= n).then_some(first[c]);
                         let ahead = ahead::<E>(part.grid(), true, false);
                         let block = reduction.along::<S>(&part, values, before, ahead);
                         [first[c], second[c]] = R::merge(count, [first[c], second[c]], n, block);
@@ -236,7 +237,7 @@ impl<E: Element, R: Reduction<E>> WithSimd for Reduce<'_, E, R> {
                     for (strip, columns) in strips(part, channels).into_iter().flatten() {
                         let [a, b] = &mut block_pairs;
                         let n = (strip.grid().rows * columns.inner * columns.repeat) as f64;
-                        let before = (count > 0.0).then_some(&*first);
+                        let before = (count >= n).then_some(&*first);
                         reduction.across::<S>(strip, columns, arrays, before, scratch, [a, b]);
                         for c in 0..channels {
                             let block = [a[c], b[c]];

@@ -272,6 +272,23 @@ fn a_large_mean_leaves_four_digits_of_the_variance() {
     });
 }
 
+/// A partial that starts with a piece of one value: its mean is no shift for a whole block unchecked.
+#[test]
+fn a_short_piece_in_front_costs_no_digits() {
+    let layout = Layout::new(2, 2, 262_145).expect("a layout");
+    for k in [1.118_903_9f32, 1.379_489_9, 1.064_851_8] {
+        let mut x = vec![0.0f32; layout.elements()];
+        x[262_144] = k;
+        let (_, [mean, variance, _]) = forward(layout, &x);
+        let (k, n) = (f64::from(k), 2.0 * 262_145.0);
+        let expected = k * k / n - (k / n).powi(2);
+        let error = (f64::from(variance[0]) / expected - 1.0).abs();
+        assert!(error < 1e-5, "{k}: variance {} {expected}", variance[0]);
+        let error = (f64::from(mean[0]) * n / k - 1.0).abs();
+        assert!(error < 1e-5, "{k}: mean {} {}", mean[0], k / n);
+    }
+}
+
 /// Statistics are computed about a first guess of the mean. Here it is wrong: the values jump where nobody has looked yet.
 #[test]
 fn a_first_guess_far_from_the_mean_loses_no_digits() {

@@ -13,6 +13,24 @@
 //! them with others, scale them, put a loss on them. [`train`] is `normalize(x, moments(x))` in one node
 //! and fewer passes over memory, with the same values and gradients.
 //!
+//! ```
+//! # use burn::tensor::{Device, Tensor};
+//! use burn_batchnorm::functional::{Epilogue, moments, normalize};
+//!
+//! # fn main() -> Result<(), burn_batchnorm::BatchNormError> {
+//! # let device = Device::default();
+//! # let (x, mask) = (Tensor::<2>::ones([8, 3], &device), Tensor::<2>::ones([8, 1], &device));
+//! # let (gamma, beta) = (Tensor::<1>::ones([3], &device), Tensor::<1>::zeros([3], &device));
+//! # let (running, channels) = (Tensor::<2>::ones([3, 3], &device), 3);
+//! // Statistics of the positions that a mask admits, blended with running ones.
+//! let center = moments(x.clone(), 1, Some(mask))?;
+//! let center = center.slice([0..3, 0..channels]) * 0.9 + running * 0.1;
+//! let y = normalize(x, center, gamma, beta, 1e-5, 1, Epilogue::default())?;
+//! # assert_eq!(y.dims(), [8, 3]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Numbers
 //!
 //! - Computed in the type of the input, but at least in f32: half inputs are widened, and the output

@@ -1,6 +1,19 @@
 //! Comparing tensors, and inputs that no symmetry makes easy.
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn_batchnorm::Activation;
+
+/// One of each, with numbers that matter to values around 0.
+pub const ACTIVATIONS: [Activation; 5] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::LeakyRelu(0.2),
+    Activation::Relu6,
+    Activation::Clamp {
+        min: -0.5,
+        max: 0.75,
+    },
+];
 
 /// Largest allowed error of results of type `dtype`: (forward and statistics, gradients).
 ///

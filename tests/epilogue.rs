@@ -5,18 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, BatchNormError};
 
-use crate::common::{assert_close, random, tolerance};
-
-const ACTIVATIONS: [Activation; 5] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::LeakyRelu(0.2),
-    Activation::Relu6,
-    Activation::Clamp {
-        min: -0.5,
-        max: 0.75,
-    },
-];
+use crate::common::{ACTIVATIONS, assert_close, random, tolerance};
 
 /// The definition, with Burn's operations.
 fn activate<const D: usize>(activation: Activation, v: Tensor<D>) -> Tensor<D> {

@@ -5,18 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::functional::{self, Epilogue};
 use burn_batchnorm::{Activation, BatchNormError};
 
-use crate::common::{assert_close, random, values, vector};
+use crate::common::{ACTIVATIONS, assert_close, random, values, vector};
 
-const ACTIVATIONS: [Activation; 5] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::LeakyRelu(0.2),
-    Activation::Relu6,
-    Activation::Clamp {
-        min: -0.5,
-        max: 0.75,
-    },
-];
 const EPSILON: f64 = 1e-3;
 
 /// Output and gradients of `sum(y * dy)` for x, gamma, beta and the residual.

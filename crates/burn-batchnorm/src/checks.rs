@@ -25,16 +25,19 @@ pub(crate) fn view(shape: &Shape, channel_axis: usize) -> Result<View, BatchNorm
 
 /// Whether this crate has fused kernels for the device: a matter of the crate's features.
 pub fn is_fused(device: &Device) -> bool {
-    has_kernels(device) && (cfg!(feature = "autodiff") || !device.is_autodiff())
+    has_kernels(device, device.is_autodiff())
 }
 
-/// Whether the backend of a device is one that this build has kernels for.
+/// Whether this build has kernels for the backend of a device, under autodiff where it is asked for.
 #[allow(
     unreachable_patterns,
     reason = "which devices exist is up to Burn's features"
 )]
 #[allow(clippy::match_single_binding, reason = "without any kernels")]
-pub(crate) fn has_kernels(device: &Device) -> bool {
+pub(crate) fn has_kernels(device: &Device, autodiff: bool) -> bool {
+    if autodiff && cfg!(not(feature = "autodiff")) {
+        return false;
+    }
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => true,

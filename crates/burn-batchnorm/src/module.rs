@@ -5,8 +5,10 @@
 //! optimizers, PyTorch import), while the fields stay in place so that code written for burn-nn's
 //! layer finds them; and the running statistics are one state that three fields show.
 
+use std::sync::Arc;
+
 use burn::module::{
-    Content, DisplaySettings, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
+    Content, DisplaySettings, Flag, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
     ModuleVisitor, Param, ParamId,
 };
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
@@ -39,14 +41,35 @@ impl BatchNorm {
     }
 
     /// The same layer with other running statistics.
-    fn showing(self, statistics: &std::sync::Arc<Shared>) -> Self {
-        let ids = self.statistics().ids();
+    fn showing(self, statistics: &Arc<Shared>, ids: [ParamId; 3]) -> Self {
         let (running_mean, running_var, num_batches_tracked) = show(statistics, ids);
         Self {
             running_mean,
             running_var,
             num_batches_tracked,
             ..self
+        }
+    }
+
+    /// A copy with these fields and running statistics.
+    fn copy(
+        &self,
+        [gamma, beta]: [Param<Tensor<1>>; 2],
+        training: Param<Flag>,
+        statistics: &Arc<Shared>,
+    ) -> Self {
+        let (running_mean, running_var, num_batches_tracked) =
+            show(statistics, self.statistics().ids());
+        Self {
+            gamma,
+            beta,
+            training,
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            momentum: self.momentum,
+            epsilon: self.epsilon,
+            config: self.config.clone(),
         }
     }
 }
@@ -116,21 +139,9 @@ fn map_count<M: ModuleMapper>(
 
 impl Clone for BatchNorm {
     fn clone(&self) -> Self {
-        let (running_mean, running_var, num_batches_tracked) = show(
-            &self.statistics().shared().cloned(),
-            self.statistics().ids(),
-        );
-        Self {
-            gamma: self.gamma.clone(),
-            beta: self.beta.clone(),
-            training: self.training.clone(),
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            momentum: self.momentum,
-            epsilon: self.epsilon,
-            config: self.config.clone(),
-        }
+        let statistics = self.statistics().shared().cloned();
+        let parameters = [&self.gamma, &self.beta].map(Clone::clone);
+        self.copy(parameters, self.training.clone(), &statistics)
     }
 }
 
@@ -192,20 +203,14 @@ impl Module for BatchNorm {
             variance,
             batches,
         });
-        let (running_mean, running_var, num_batches_tracked) =
-            show(&statistics, [mean_id, variance_id, counter_id]);
-        Self {
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            ..layer
-        }
+        layer.showing(&statistics, [mean_id, variance_id, counter_id])
     }
 
     fn to_device(self, device: &Device) -> Self {
         let statistics = self.statistics().shared();
         statistics.relocate(device);
-        let layer = self.showing(&statistics);
+        let ids = self.statistics().ids();
+        let layer = self.showing(&statistics, ids);
         Self {
             gamma: layer.gamma.to_device(device),
             beta: layer.beta.to_device(device),
@@ -217,7 +222,8 @@ impl Module for BatchNorm {
         let statistics = self.statistics().shared();
         statistics.forked();
         statistics.relocate(device);
-        let layer = self.showing(&statistics);
+        let ids = self.statistics().ids();
+        let layer = self.showing(&statistics, ids);
         Self {
             gamma: layer.gamma.fork(device),
             beta: layer.beta.fork(device),
@@ -247,19 +253,8 @@ impl Module for BatchNorm {
 
     fn valid(&self) -> Self {
         let statistics = Shared::new(self.statistics().values());
-        let (running_mean, running_var, num_batches_tracked) =
-            show(&statistics, self.statistics().ids());
-        Self {
-            gamma: self.gamma.valid(),
-            beta: self.beta.valid(),
-            training: self.training.valid(),
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            momentum: self.momentum,
-            epsilon: self.epsilon,
-            config: self.config.clone(),
-        }
+        let parameters = [&self.gamma, &self.beta].map(Module::valid);
+        self.copy(parameters, self.training.valid(), &statistics)
     }
 
     fn train(self) -> Self {

@@ -129,7 +129,7 @@ impl<const D: usize> Operands<D> {
                 epsilon,
             },
             dtype,
-            fused: has_kernels(&device) && (cfg!(feature = "autodiff") || !autodiff),
+            fused: has_kernels(&device, autodiff),
             input,
             device,
         })
@@ -209,7 +209,7 @@ impl<const D: usize> Operands<D> {
         }
         same_device("center", &center.device(), &self.device)?;
         let center = cast(center.slice([0..3, 0..channels]), self.gamma.dtype());
-        let fused = self.fused && (cfg!(feature = "autodiff") || !center.device().is_autodiff());
+        let fused = self.fused && is_fused(&center.device());
         let operands = Self { fused, ..self };
         Ok(operands.normalize(Moments::Center(center.into_dispatch())))
     }

@@ -230,7 +230,8 @@ pub fn train<B: Backend>(
     (y, all, new_mean, new_variance)
 }
 
-fn blend<B: Backend>(
+/// `keep * old + add * new`, where a factor of 0 takes nothing, not even a NaN.
+pub fn blend<B: Backend>(
     old: FloatTensor<B>,
     new: FloatTensor<B>,
     keep: f64,

@@ -85,6 +85,8 @@ mod extension {
     use burn::backend::tensor::FloatTensor;
     use burn::backend::{Backend, backend_extension};
 
+    #[cfg(feature = "cube")]
+    use super::composed::compute_dtype;
     use super::{Maybe, Moments, Pass, Running, Wanted};
     #[cfg(feature = "cube")]
     use super::{MaybeMetadata, MomentsMetadata, RunningMetadata};
@@ -174,13 +176,7 @@ mod extension {
 
     #[cfg(feature = "cube")]
     fn packed<const N: usize>(like: &TensorSpec, channels: usize) -> TensorSpec {
-        use burn::tensor::DType;
-
-        let dtype = match like.dtype {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        };
-        TensorSpec::new([N, channels].into(), dtype)
+        TensorSpec::new([N, channels].into(), compute_dtype(like.dtype))
     }
 
     #[cfg(feature = "cube")]

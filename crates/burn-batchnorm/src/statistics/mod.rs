@@ -22,11 +22,14 @@ mod worker;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 pub(crate) use update::Rule;
 pub use update::Update;
 use worker::{Group, Report, Role};
+
+use crate::checks::{cast, to_device};
+use crate::ops::composed::compute_dtype;
 
 /// What the running statistics are at one moment, tensors of shape `[channels]`.
 #[derive(Debug, Clone)]
@@ -41,10 +44,8 @@ pub(crate) struct Values {
 /// type a small update would round to none.
 pub(crate) fn stored(value: Tensor<1>) -> Tensor<1> {
     let value = value.without_autodiff().dequantize();
-    match value.dtype() {
-        DType::F32 | DType::F64 => value,
-        _ => value.cast(DType::F32),
-    }
+    let dtype = compute_dtype(value.dtype());
+    cast(value, dtype)
 }
 
 /// Mean and variance, `[channels]` each, of the packed statistics of an input.
@@ -153,20 +154,15 @@ impl Shared {
 
     /// Moves the values without changing them: a worker stays one.
     pub(crate) fn relocate(&self, device: &Device) {
-        let device = device.clone().inner();
         let mut state = self.settled();
         let Values {
             mean,
             variance,
             batches,
         } = state.values().clone();
-        let moved = |tensor: Tensor<1>| match tensor.device() == device {
-            true => tensor,
-            false => tensor.to_device(&device),
-        };
         state.values = Some(Values {
-            mean: moved(mean),
-            variance: moved(variance),
+            mean: to_device(mean, device),
+            variance: to_device(variance, device),
             batches,
         });
     }

@@ -1,8 +1,11 @@
 //! The one formula by which running statistics change.
 
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::Values;
+use crate::checks::{cast, to_device};
+use crate::ops::composed;
 use crate::{Averaging, Variance};
 
 /// One update of the running statistics: `new = keep * old + add * batch`.
@@ -66,12 +69,7 @@ impl Values {
 ///
 /// The kernels do the same on their own memory; this is for what has no kernel.
 pub(crate) fn blend(old: &Tensor<1>, new: Tensor<1>, keep: f64, add: f64) -> Tensor<1> {
-    if add == 0.0 {
-        return old.clone();
-    }
-    let new = new.to_device(&old.device()).cast(old.dtype());
-    match keep == 0.0 {
-        true => new * add,
-        false => old.clone() * keep + new * add,
-    }
+    let new = cast(to_device(new, &old.device()), old.dtype());
+    let (old, new) = (old.clone().into_dispatch(), new.into_dispatch());
+    Tensor::from_dispatch(composed::blend::<Dispatch>(old, new, keep, add))
 }

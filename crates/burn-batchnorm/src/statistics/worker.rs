@@ -35,6 +35,7 @@ use std::sync::{Arc, Weak};
 use burn::tensor::Tensor;
 
 use super::{Shared, State, Update, Values, lock};
+use crate::checks::{cast, to_device};
 
 /// What a state is to others.
 #[derive(Debug)]
@@ -220,7 +221,7 @@ impl State {
         } = report;
         let old = self.values().clone();
         let (device, dtype) = (old.mean.device(), old.mean.dtype());
-        let here = |tensor: Tensor<1>| tensor.to_device(&device).cast(dtype);
+        let here = |tensor: Tensor<1>| cast(to_device(tensor, &device), dtype);
         let (mean, variance) = (here(values.mean), here(values.variance));
 
         let of_the_same_step = |group: &Group| group.base == base && group.version == self.version;

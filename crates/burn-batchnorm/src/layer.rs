@@ -1,12 +1,15 @@
 use burn::module::{Flag, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
-use crate::config::{validate_epsilon, validate_momentum};
+use crate::config::{Inference, Statistics, validate_epsilon, validate_momentum};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::ops::composed::compute_dtype;
+use crate::options::scope::{self, Scope};
 use crate::statistics::fields::{Fields, show};
-use crate::statistics::{Finished, Rule, Shared, Values, stored};
-use crate::{BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue};
+use crate::statistics::{Observation, Renormed, Rule, Shared, Values, stored};
+use crate::{
+    BatchCounter, BatchNormConfig, BatchNormError, Mask, RunningState, SingleValue, options,
+};
 
 /// Applies batch normalization over a tensor.
 ///
@@ -79,23 +82,29 @@ impl BatchNormConfig {
     /// # Errors
     ///
     /// If `num_features` is zero, `epsilon` is not finite and positive in the type that is computed
-    /// in, `momentum` is not within `[0, 1]`, or `activation` has a slope or bounds that are not finite
-    /// in f32 or not in order.
+    /// in, `momentum` is not within `[0, 1]`, `activation` has a slope or bounds that are not finite
+    /// in f32 or not in order, another option is out of its range, or one needs the running statistics
+    /// that `running_stats` switches off.
     pub fn try_init(&self, device: &Device) -> Result<BatchNorm, BatchNormError> {
         self.validate()?;
 
         let shape = [self.num_features];
         let constant = |value: f64, learnable: bool| {
-            Param::from_tensor(Tensor::full(shape, value, device)).set_require_grad(learnable)
+            let value = Tensor::full(shape, value, device);
+            Param::from_tensor(value).set_require_grad(learnable && self.train_affine)
         };
         let gamma = constant(1.0, self.scale);
         validate_epsilon(self.epsilon, compute_dtype(gamma.dtype()))?;
+        let mean = stored(Tensor::zeros(shape, device));
+        let new_ids = || [(); 3].map(|()| ParamId::new());
+        let separate = self.statistics.separate();
+        let renorm = separate.map(|_| Renormed::fresh(new_ids(), &mean));
+        let variance = stored(Tensor::ones(shape, device));
         let running = Shared::new(Values {
-            mean: stored(Tensor::zeros(shape, device)),
-            variance: stored(Tensor::ones(shape, device)),
-            batches: 0,
+            renorm,
+            ..Values::fresh(mean, variance)
         });
-        let ids = [(); 3].map(|()| ParamId::new());
+        let ids = new_ids();
         let (running_mean, running_var, num_batches_tracked) = show(&running, ids);
 
         Ok(BatchNorm {
@@ -112,13 +121,21 @@ impl BatchNormConfig {
     }
 }
 
+/// What a pass may be given besides its input.
+#[derive(Debug, Clone, Default)]
+pub struct With<const D: usize> {
+    /// Shape and type of the input; added before the activation.
+    pub residual: Option<Tensor<D>>,
+    /// Which positions count.
+    pub mask: Option<Mask>,
+}
+
 /// Which statistics a call normalizes by.
-enum Source {
-    Running,
-    Batch {
-        /// Whether they enter the running ones.
-        enter: bool,
-    },
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) by: Statistics,
+    /// Whether those of the batch enter the running ones.
+    pub(crate) enter: bool,
 }
 
 impl BatchNorm {
@@ -156,7 +173,7 @@ impl BatchNorm {
         &self,
         input: Tensor<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        self.run(input, None)
+        self.try_forward_with(input, With::default())
     }
 
     /// [`forward`](Self::forward) of the end of a residual block, in one pass over memory:
@@ -194,7 +211,102 @@ impl BatchNorm {
         input: Tensor<D>,
         residual: Tensor<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        self.run(input, Some(residual))
+        let with = With {
+            residual: Some(residual),
+            mask: None,
+        };
+        self.try_forward_with(input, with)
+    }
+
+    /// [`forward`](Self::forward) of positions that a mask admits: padded sequences, ragged batches,
+    /// weighted samples. See [`Mask`].
+    ///
+    /// The statistics are those of what is admitted; what the output is elsewhere is up to
+    /// [`masked_output`](BatchNormConfig::masked_output). In inference the mask decides nothing else.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_forward_masked`](Self::try_forward_masked) fails.
+    pub fn forward_masked<const D: usize>(&self, input: Tensor<D>, mask: &Mask) -> Tensor<D> {
+        self.try_forward_masked(input, mask)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`forward_masked`](Self::forward_masked), with an error instead of a panic. A call that fails
+    /// leaves the layer as it was.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_forward`](Self::try_forward), and if the mask does not go with the input.
+    pub fn try_forward_masked<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        mask: &Mask,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        let with = With {
+            residual: None,
+            mask: Some(mask.clone()),
+        };
+        self.try_forward_with(input, with)
+    }
+
+    /// [`try_forward`](Self::try_forward) with everything that a pass may be given.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_forward_residual`](Self::try_forward_residual) and
+    /// [`try_forward_masked`](Self::try_forward_masked).
+    pub fn try_forward_with<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        with: With<D>,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        self.run(input, self.parameters(), with)
+    }
+
+    /// The same layer with other options: which statistics normalize, whether they are updated, whether
+    /// gamma and beta train, momentum, policies. Unlike flags, they survive `train()` and `valid()`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNormConfig::try_init`], and if `num_features`, `scale`, `shift`, `running_stats` or what
+    /// renormalization keeps would change.
+    pub fn reconfigured(self, config: BatchNormConfig) -> Result<Self, BatchNormError> {
+        config.validate()?;
+        validate_epsilon(config.epsilon, compute_dtype(self.gamma.dtype()))?;
+        let old = &self.config;
+        let separate = |config: &BatchNormConfig| config.statistics.separate().is_some();
+        for (option, changes) in [
+            ("num_features", old.num_features != config.num_features),
+            ("scale", old.scale != config.scale),
+            ("shift", old.shift != config.shift),
+            ("running_stats", old.running_stats != config.running_stats),
+            ("statistics", separate(old) != separate(&config)),
+        ] {
+            if changes {
+                return Err(BatchNormError::Reconfigure { option });
+            }
+        }
+        let trains = |param: Param<Tensor<1>>, learned| {
+            param.set_require_grad(learned && config.train_affine)
+        };
+        Ok(Self {
+            gamma: trains(self.gamma, config.scale),
+            beta: trains(self.beta, config.shift),
+            momentum: config.momentum,
+            epsilon: config.epsilon,
+            config,
+            ..self
+        })
+    }
+
+    /// How many updates each channel has left out, shape `[channels]`: of batches that were not finite
+    /// ([`NonFinite::Skip`](crate::NonFinite::Skip)) or of which a mask admitted too little.
+    ///
+    /// Counted on the device since the layer was initialized or loaded; not recorded.
+    pub fn skipped_updates(&self) -> Tensor<1> {
+        let values = self.statistics().values();
+        values.skipped.unwrap_or_else(|| values.mean.zeros_like())
     }
 
     /// The configuration that makes a layer like this one.
@@ -213,63 +325,87 @@ impl BatchNorm {
         }
     }
 
+    /// Gamma and beta.
+    pub(crate) fn parameters(&self) -> [Parameter; 2] {
+        let parameter =
+            |param: &Param<Tensor<1>>, learned: bool| match (learned, self.config.train_affine) {
+                (false, _) => Parameter::Constant(param.val()),
+                (true, true) => Parameter::Learned(param.val()),
+                (true, false) => Parameter::Learned(param.val().detach()),
+            };
+        [
+            parameter(&self.gamma, self.config.scale),
+            parameter(&self.beta, self.config.shift),
+        ]
+    }
+
+    /// How batches enter the running statistics.
+    pub(crate) fn rule(&self) -> Rule {
+        Rule {
+            averaging: self.config.averaging,
+            momentum: self.momentum,
+            estimator: self.config.variance,
+            non_finite: self.config.non_finite,
+            renorm: self.config.statistics.separate(),
+            epsilon: self.epsilon,
+        }
+    }
+
     /// Checks, then chooses the statistics, then runs.
-    fn run<const D: usize>(
+    pub(crate) fn run<const D: usize>(
         &self,
         input: Tensor<D>,
-        residual: Option<Tensor<D>>,
+        parameters: [Parameter; 2],
+        with: With<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
         let shape = input.shape().to_vec();
         let axis = self.channel_axis(&shape)?;
         let values = shape.iter().product::<usize>() / shape[axis];
         validate_momentum(self.momentum)?;
+        let device = input.device();
         // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
         // freezes a layer and leaves it on the training device, where the rest of the graph lives.
-        let training = input.device().is_autodiff() && self.training.is_enabled();
+        let training = scope::current().trains(self, device.is_autodiff());
 
-        let parameters = [
-            (&self.gamma, self.config.scale),
-            (&self.beta, self.config.shift),
-        ]
-        .map(|(parameter, learned)| match learned {
-            true => Parameter::Learned(parameter.val()),
-            false => Parameter::Constant(parameter.val()),
-        });
         let epilogue = Epilogue {
             activation: self.config.activation,
-            residual,
+            residual: with.residual,
         };
         let operands = Operands::new(input, parameters, epilogue, self.epsilon, axis)?;
+        let weights = match with.mask {
+            None => None,
+            Some(mask) => Some(mask.of_input(&shape, operands.view(), &device)?),
+        };
         let source = self.source(training, values, shape)?;
 
         let statistics = self.statistics();
-        match source {
-            Source::Running => {
-                let Values { mean, variance, .. } = self.checked(statistics.values())?;
-                Ok(operands.normalize_by([mean, variance]))
+        let simple = weights.is_none() && scope::current() == Scope::Closed;
+        match (source.by, source.enter) {
+            (Statistics::Running, false) if simple => {
+                Ok(operands.normalize_by(&self.checked(statistics.values())?))
             }
-            Source::Batch { enter: false } => Ok(operands.train(None).output),
-            Source::Batch { enter: true } => {
-                let rule = Rule {
-                    averaging: self.config.averaging,
-                    momentum: self.momentum,
-                    estimator: self.config.variance,
-                    values,
-                };
-                let mut begun = statistics.begin(&rule);
+            (Statistics::Batch, false) if simple => Ok(operands.train(None).output),
+            (Statistics::Batch, true) if simple && self.config.is_plain() => {
+                let rule = self.rule();
+                let mut begun = statistics.begin(&rule, values);
                 begun.values = self.checked(begun.values)?;
                 let trained = operands.train(Some((&begun.values, begun.update)));
-                if let Some(blended) = trained.running {
-                    let moments = trained.moments;
-                    statistics.finish(begun, &rule, Finished { blended, moments });
+                let batch = Observation::of_batch(trained.moments, values);
+                match trained.running {
+                    Some(blended) => statistics.finish(begun, blended, &rule, &batch),
+                    None => statistics.enter(&rule, &batch),
                 }
                 Ok(trained.output)
+            }
+            _ => {
+                let running = self.checked(statistics.values())?;
+                Ok(options::run(self, operands, weights, source, &running))
             }
         }
     }
 
     /// The channel axis of an input, counted from the front.
-    fn channel_axis(&self, shape: &[usize]) -> Result<usize, BatchNormError> {
+    pub(crate) fn channel_axis(&self, shape: &[usize]) -> Result<usize, BatchNormError> {
         let rank = shape.len();
         if rank < 2 {
             return Err(BatchNormError::Rank { rank });
@@ -300,13 +436,17 @@ impl BatchNorm {
         values: usize,
         shape: Vec<usize>,
     ) -> Result<Source, BatchNormError> {
-        let tracking = self.config.running_stats;
-        match (values, self.config.single_value) {
-            _ if !training && tracking => Ok(Source::Running),
+        let config = &self.config;
+        let tracking = config.running_stats;
+        let by = |by| Ok(Source { by, enter: false });
+        match (values, config.single_value) {
+            _ if !training && tracking && config.inference == Inference::Running => {
+                by(Statistics::Running)
+            }
             // Nothing to take statistics of, and nothing that they would change.
-            (0, _) => Ok(Source::Running),
-            (1, SingleValue::UseRunning) if tracking => Ok(Source::Running),
-            (1, SingleValue::SkipUpdate) => Ok(Source::Batch { enter: false }),
+            (0, _) => by(Statistics::Running),
+            (1, SingleValue::UseRunning) if tracking => by(Statistics::Running),
+            (1, SingleValue::SkipUpdate) => by(Statistics::Batch),
             (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
                 shape,
                 hint: match tracking {
@@ -314,9 +454,14 @@ impl BatchNorm {
                     false => "SkipUpdate: this layer has no running statistics to use",
                 },
             }),
-            _ => Ok(Source::Batch {
-                enter: training && tracking,
+            _ if training => Ok(Source {
+                by: config.statistics,
+                enter: tracking && config.update_statistics,
             }),
+            _ => match config.inference {
+                Inference::Blend { batch } => by(Statistics::Blend { batch }),
+                Inference::Running | Inference::Batch => by(Statistics::Batch),
+            },
         }
     }
 

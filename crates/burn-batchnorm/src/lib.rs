@@ -101,7 +101,17 @@ mod options;
 mod statistics;
 mod view;
 
-pub use config::{Activation, Averaging, BatchNormConfig, SingleValue, Variance};
+pub use config::{
+    Activation, Averaging, BatchNormConfig, Bound, Ghost, GhostVariance, Inference, MaskedOutput,
+    NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
+};
 pub use error::BatchNormError;
-pub use layer::BatchNorm;
+pub use layer::{BatchNorm, With};
+pub use options::domains::{DomainBatchNorm, DomainBatchNormConfig};
+pub use options::frozen::FrozenBatchNorm;
+pub use options::health::{Health, LayerHealth, health};
+pub use options::hold::{Held, hold};
+pub use options::mask::Mask;
+pub use options::recalibrate::{Recalibration, recalibrate};
+pub use options::snapshot::Snapshot;
 pub use statistics::fields::{BatchCounter, RunningState};

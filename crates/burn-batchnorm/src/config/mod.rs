@@ -1,55 +1,19 @@
 //! What a layer can be told: its configuration, and the options' types.
 
 mod activation;
+mod policies;
 mod presets;
+mod statistics;
 
 use burn::config::{Config, config_to_json};
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 pub use activation::Activation;
+pub use policies::{Averaging, MaskedOutput, NonFinite, SingleValue, Variance};
+pub use statistics::{Bound, Ghost, GhostVariance, Inference, Reference, Renorm, Statistics};
 
 use crate::BatchNormError;
-
-/// How a new batch enters the running statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Averaging {
-    /// `running = (1 - momentum) * running + momentum * batch`.
-    #[default]
-    Exponential,
-    /// The plain average over all batches seen, `momentum` unused: PyTorch's `momentum=None`.
-    ///
-    /// Every batch weighs the same, whatever its size.
-    Cumulative,
-}
-
-/// Which estimate of the batch variance enters the running variance.
-///
-/// The output of a training step is always normalized by the biased one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Variance {
-    /// Divide by `n - 1`: the [paper](https://arxiv.org/abs/1502.03167) (Algorithm 2), PyTorch.
-    #[default]
-    Unbiased,
-    /// Divide by `n`: Keras 3, Flax, ONNX, burn-nn.
-    Biased,
-}
-
-/// What to do where batch statistics are asked of one value per channel.
-///
-/// Its variance is 0, the output is `beta` whatever the input, and the unbiased variance does not
-/// exist. Such a batch is often the short last one of an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum SingleValue {
-    /// Refuse it with [`BatchNormError::SingleValue`], as PyTorch does.
-    #[default]
-    Error,
-    /// Normalize it by the running statistics, which stay as they are. Without `running_stats` it
-    /// is refused.
-    UseRunning,
-    /// Normalize it by its own statistics (the output is `beta`), and leave the running ones alone.
-    SkipUpdate,
-}
 
 /// Configuration of a [`BatchNorm`](crate::BatchNorm) layer.
 ///
@@ -104,6 +68,24 @@ pub struct BatchNormConfig {
     /// Policy for one value per channel. Default: [`SingleValue::Error`]
     #[serde(default)]
     pub single_value: SingleValue,
+    /// Which statistics a training pass normalizes by. Default: [`Statistics::Batch`]
+    #[serde(default)]
+    pub statistics: Statistics,
+    /// Which statistics normalize where the layer does not train. Default: [`Inference::Running`]
+    #[serde(default)]
+    pub inference: Inference,
+    /// Whether training passes enter the running statistics. Default: true
+    #[serde(default = "enabled")]
+    pub update_statistics: bool,
+    /// Whether `gamma` and `beta` get gradients. Default: true
+    #[serde(default = "enabled")]
+    pub train_affine: bool,
+    /// What a NaN or an infinity in a batch does. Default: [`NonFinite::Propagate`]
+    #[serde(default)]
+    pub non_finite: NonFinite,
+    /// What a masked pass returns where the mask admits nothing. Default: [`MaskedOutput::Normalize`]
+    #[serde(default)]
+    pub masked_output: MaskedOutput,
 }
 
 fn default_epsilon() -> f64 {
@@ -137,6 +119,12 @@ impl BatchNormConfig {
             channel_axis: default_channel_axis(),
             activation: Activation::None,
             single_value: SingleValue::Error,
+            statistics: Statistics::Batch,
+            inference: Inference::Running,
+            update_statistics: true,
+            train_affine: true,
+            non_finite: NonFinite::Propagate,
+            masked_output: MaskedOutput::Normalize,
         }
     }
 
@@ -200,6 +188,42 @@ impl BatchNormConfig {
         self
     }
 
+    /// Sets the [`statistics`](Self::statistics) that a training pass normalizes by.
+    pub fn with_statistics(mut self, statistics: Statistics) -> Self {
+        self.statistics = statistics;
+        self
+    }
+
+    /// Sets the statistics that normalize in [`inference`](Self::inference).
+    pub fn with_inference(mut self, inference: Inference) -> Self {
+        self.inference = inference;
+        self
+    }
+
+    /// Sets whether training passes [enter](Self::update_statistics) the running statistics.
+    pub fn with_update_statistics(mut self, update_statistics: bool) -> Self {
+        self.update_statistics = update_statistics;
+        self
+    }
+
+    /// Sets whether `gamma` and `beta` [train](Self::train_affine).
+    pub fn with_train_affine(mut self, train_affine: bool) -> Self {
+        self.train_affine = train_affine;
+        self
+    }
+
+    /// Sets the [`non_finite`](Self::non_finite) policy.
+    pub fn with_non_finite(mut self, non_finite: NonFinite) -> Self {
+        self.non_finite = non_finite;
+        self
+    }
+
+    /// Sets the [`masked_output`](Self::masked_output) policy.
+    pub fn with_masked_output(mut self, masked_output: MaskedOutput) -> Self {
+        self.masked_output = masked_output;
+        self
+    }
+
     /// Refuses what no input could make valid.
     pub(crate) fn validate(&self) -> Result<(), BatchNormError> {
         if self.num_features == 0 {
@@ -207,7 +231,32 @@ impl BatchNormConfig {
         }
         self.activation.validate()?;
         validate_epsilon(self.epsilon, DType::F64)?;
-        validate_momentum(self.momentum)
+        validate_momentum(self.momentum)?;
+        self.statistics.validate()?;
+        self.inference.validate()?;
+        for (option, needs_running) in [
+            ("statistics", self.statistics.needs_running()),
+            (
+                "inference",
+                matches!(self.inference, Inference::Blend { .. }),
+            ),
+        ] {
+            if needs_running && !self.running_stats {
+                return Err(BatchNormError::Conflict { option });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a training pass is what Burn and PyTorch have, with nothing between the statistics and the
+    /// normalization: what the fused kernels do in one.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.statistics == Statistics::Batch && self.non_finite == NonFinite::Propagate
+    }
+
+    /// Whether the number of batches decides something.
+    pub(crate) fn counts(&self) -> bool {
+        self.averaging == Averaging::Cumulative || self.statistics.counts()
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use burn::module::ParamId;
 use burn::tensor::Tensor;
 
-use super::update::blend;
-use super::{Begun, Finished, Rule, Shared, Values, rows, stored};
+use super::{Begun, Observation, Rule, Shared, Values, stored};
 
 /// Which of a state's tensors a field shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +50,9 @@ impl RunningState {
     /// As [`new`](Self::new), with the id that optimizers and records know it by.
     pub fn with_id(id: ParamId, value: Tensor<1>) -> Self {
         let value = stored(value);
-        let values = Values {
-            mean: value.clone(),
-            variance: value,
-            batches: 0,
-        };
         Self {
             id,
-            shared: Shared::new(values),
+            shared: Shared::new(Values::fresh(value.clone(), value)),
             row: Row::Mean,
         }
     }
@@ -180,40 +174,49 @@ impl Fields<'_> {
             None => Values {
                 mean: self.mean.value(),
                 variance: self.variance.value(),
-                batches: self.counter.value(),
+                ..self.counter.shared.values()
             },
         }
     }
 
-    pub(crate) fn begin(&self, rule: &Rule) -> Begun {
+    pub(crate) fn begin(&self, rule: &Rule, values: usize) -> Begun {
         match self.joined() {
-            Some(shared) => shared.begin(rule),
+            Some(shared) => shared.begin(rule, values),
             None => {
-                let values = self.values();
+                let statistics = self.values();
                 Begun {
-                    update: rule.update(values.batches),
-                    values,
+                    update: rule.update(statistics.batches, values),
+                    values: statistics,
                     version: 0,
                 }
             }
         }
     }
 
-    pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        blended: [Tensor<1>; 2],
+        rule: &Rule,
+        batch: &Observation,
+    ) {
+        match self.joined() {
+            Some(shared) => shared.finish(begun, blended, rule, batch),
+            None => self.enter(rule, batch),
+        }
+    }
+
+    pub(crate) fn enter(&self, rule: &Rule, batch: &Observation) {
         if let Some(shared) = self.joined() {
-            return shared.finish(begun, rule, finished);
+            return shared.enter(rule, batch);
         }
-        let update = begun.update;
-        let adds = [update.add_mean, update.add_variance];
-        let fields = [self.mean, self.variance];
-        for ((field, batch), add) in fields.into_iter().zip(rows(finished.moments)).zip(adds) {
-            field.shared.change(|values| {
-                let value = values.row_mut(field.row);
-                *value = blend(value, batch, update.keep, add);
-            });
-        }
-        self.counter
-            .shared
-            .change(|values| values.batches = values.batches.saturating_add(1));
+        let new = rule.after(&self.values(), batch);
+        self.mean.update(new.mean.clone());
+        self.variance.update(new.variance.clone());
+        self.counter.shared.change(|values| {
+            values.batches = new.batches;
+            values.skipped = new.skipped;
+            values.renorm = new.renorm;
+        });
     }
 }

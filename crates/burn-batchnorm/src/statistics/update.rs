@@ -1,12 +1,36 @@
 //! The one formula by which running statistics change.
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::module::ParamId;
+use burn::tensor::{Bool, Tensor};
 
-use super::Values;
+use super::rows;
 use crate::checks::{cast, to_device};
 use crate::ops::composed;
-use crate::{Averaging, Variance};
+use crate::{Averaging, NonFinite, Variance};
+
+/// What the running statistics are at one moment, tensors of shape `[channels]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Values {
+    pub(crate) mean: Tensor<1>,
+    pub(crate) variance: Tensor<1>,
+    /// The number of batches that were handed in.
+    pub(crate) batches: u64,
+    /// How many of them each channel has left out. None: none of them ever could be.
+    pub(crate) skipped: Option<Tensor<1>>,
+    /// What batch renormalization keeps beside them, if it does.
+    pub(crate) renorm: Option<Renormed>,
+}
+
+/// The statistics of [`Reference::Separate`](crate::Reference::Separate), by Keras's names.
+#[derive(Debug, Clone)]
+pub(crate) struct Renormed {
+    /// By which optimizers and records know the three.
+    pub(crate) ids: [ParamId; 3],
+    pub(crate) renorm_mean: Tensor<1>,
+    pub(crate) renorm_stddev: Tensor<1>,
+    pub(crate) moving_stddev: Tensor<1>,
+}
 
 /// One update of the running statistics: `new = keep * old + add * batch`.
 ///
@@ -24,43 +48,245 @@ pub struct Update {
     pub add_variance: f64,
 }
 
-/// What a configuration says of updates, for a batch with a certain number of values per channel.
+/// What a configuration says of updates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) averaging: Averaging,
     /// Weight of the new batch, within `[0, 1]`.
     pub(crate) momentum: f64,
     pub(crate) estimator: Variance,
-    /// Values per channel of the batch.
+    pub(crate) non_finite: NonFinite,
+    /// Momentum of the separate reference of batch renormalization, if there is one.
+    pub(crate) renorm: Option<f64>,
+    pub(crate) epsilon: f64,
+}
+
+/// What a pass saw of a batch.
+#[derive(Debug, Clone)]
+pub(crate) struct Observation {
+    /// Rows with the mean, what rounding took from it, the biased variance; perhaps more.
+    pub(crate) moments: Tensor<2>,
+    /// Positions per channel.
     pub(crate) values: usize,
+    /// The sum of the positions' weights, shape `[channels]`, where they have some.
+    pub(crate) weight: Option<Tensor<1>>,
 }
 
 impl Rule {
-    /// The update that enters a batch into statistics of `batches` earlier ones.
-    pub(crate) fn update(&self, batches: u64) -> Update {
+    /// The update that enters a batch of `values` per channel into statistics of `batches` earlier ones.
+    pub(crate) fn update(&self, batches: u64, values: usize) -> Update {
         let add = match self.averaging {
             Averaging::Exponential => self.momentum,
             Averaging::Cumulative => 1.0 / (batches as f64 + 1.0),
         };
-        let correction = match (self.estimator, self.values as f64) {
-            (Variance::Unbiased, n) if n > 1.0 => n / (n - 1.0),
-            _ => 1.0,
-        };
         Update {
             keep: 1.0 - add,
             add_mean: add,
-            add_variance: add * correction,
+            add_variance: add * self.correction(values),
+        }
+    }
+
+    /// Bessel's.
+    fn correction(&self, values: usize) -> f64 {
+        match (self.estimator, values as f64) {
+            (Variance::Unbiased, n) if n > 1.0 => n / (n - 1.0),
+            _ => 1.0,
+        }
+    }
+
+    /// The statistics after a batch.
+    pub(crate) fn after(&self, old: &Values, batch: &Observation) -> Values {
+        let here = |tensor| cast(to_device(tensor, &old.mean.device()), old.mean.dtype());
+        let [mean, variance] = rows(batch.moments.clone()).map(here);
+        // Where channels may differ in what they take of the batch.
+        let by_channel =
+            batch.weight.is_some() || old.skipped.is_some() || self.non_finite == NonFinite::Skip;
+        if !by_channel && self.renorm.is_none() {
+            let update = self.update(old.batches, batch.values);
+            let Update {
+                keep,
+                add_mean,
+                add_variance,
+            } = update;
+            return Values {
+                mean: blend(&old.mean, mean, keep, add_mean),
+                variance: blend(&old.variance, variance, keep, add_variance),
+                batches: old.batches.saturating_add(1),
+                ..old.clone()
+            };
+        }
+
+        let (estimated, known) = match (&batch.weight, self.estimator) {
+            (None, _) => (variance.clone() * self.correction(batch.values), None),
+            (Some(n), Variance::Biased) => {
+                (variance.clone(), Some(here(n.clone()).greater_elem(0.0)))
+            }
+            (Some(n), Variance::Unbiased) => {
+                let n = here(n.clone());
+                let known = n.clone().greater_elem(1.0);
+                let corrected = variance.clone() * (n.clone() / (n - 1.0));
+                (corrected, Some(known))
+            }
+        };
+        let finite = (self.non_finite == NonFinite::Skip).then(|| {
+            mean.clone()
+                .is_finite()
+                .bool_and(variance.clone().is_finite())
+        });
+        let enters = match (known, finite) {
+            (Some(known), Some(finite)) => Some(known.bool_and(finite)),
+            (known, finite) => known.or(finite),
+        };
+        let skipped = old.skipped.clone().unwrap_or_else(|| old.mean.zeros_like());
+        let blender = Blender {
+            rule: self,
+            batches: old.batches,
+            skipped: &skipped,
+            enters: enters.as_ref(),
+        };
+        let renorm = old.renorm.as_ref().zip(self.renorm).map(|(old, momentum)| {
+            let stddev = |variance: Tensor<1>| (variance + self.epsilon).sqrt();
+            let own = |old, new| blender.select(old, blend(old, new, 1.0 - momentum, momentum));
+            Renormed {
+                ids: old.ids,
+                renorm_mean: own(&old.renorm_mean, mean.clone()),
+                renorm_stddev: own(&old.renorm_stddev, stddev(variance)),
+                moving_stddev: blender.blend(&old.moving_stddev, stddev(estimated.clone())),
+            }
+        });
+        let variance = match &renorm {
+            // Keras averages standard deviations.
+            Some(renorm) => {
+                (renorm.moving_stddev.clone().powi_scalar(2) - self.epsilon).clamp_min(0.0)
+            }
+            None => blender.blend(&old.variance, estimated),
+        };
+        Values {
+            mean: blender.blend(&old.mean, mean),
+            variance,
+            batches: old.batches.saturating_add(1),
+            renorm,
+            skipped: match &enters {
+                Some(enters) => Some(skipped.clone() + enters.clone().bool_not().float()),
+                None => old.skipped.clone(),
+            },
+        }
+    }
+}
+
+/// Blends channel by channel.
+struct Blender<'a> {
+    rule: &'a Rule,
+    batches: u64,
+    skipped: &'a Tensor<1>,
+    enters: Option<&'a Tensor<1, Bool>>,
+}
+
+impl Blender<'_> {
+    fn blend(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+        let blended = match self.rule.averaging {
+            Averaging::Exponential => blend(old, new, 1.0 - self.rule.momentum, self.rule.momentum),
+            Averaging::Cumulative => {
+                // Of the batches that this channel has taken.
+                let add = (self.skipped.clone().neg() + (self.batches as f64 + 1.0)).recip();
+                let first = add.clone().equal_elem(1.0);
+                let blended = old.clone() * (add.clone().neg() + 1.0) + new.clone() * add;
+                // Not `0 * old`, which would keep a NaN.
+                blended.mask_where(first, new)
+            }
+        };
+        self.select(old, blended)
+    }
+
+    fn select(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+        match self.enters {
+            Some(enters) => old.clone().mask_where(enters.clone(), new),
+            None => new,
         }
     }
 }
 
 impl Values {
-    /// The values after a batch with the given mean and biased variance.
-    pub(crate) fn after(&self, update: Update, mean: Tensor<1>, variance: Tensor<1>) -> Self {
+    /// Mean 0, variance 1 and no batch, at the place and in the type of these.
+    pub(crate) fn fresh(mean: Tensor<1>, variance: Tensor<1>) -> Self {
         Self {
-            mean: blend(&self.mean, mean, update.keep, update.add_mean),
-            variance: blend(&self.variance, variance, update.keep, update.add_variance),
-            batches: self.batches.saturating_add(1),
+            mean,
+            variance,
+            batches: 0,
+            skipped: None,
+            renorm: None,
+        }
+    }
+
+    /// Every statistic changed in the same way.
+    pub(crate) fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            mean: f(&self.mean),
+            variance: f(&self.variance),
+            batches: self.batches,
+            skipped: self.skipped.as_ref().map(&f),
+            renorm: self.renorm.as_ref().map(|renorm| renorm.map(&f)),
+        }
+    }
+
+    /// Every statistic combined with its counterpart. The counts are these.
+    pub(crate) fn zip(
+        &self,
+        other: &Self,
+        f: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
+    ) -> Self {
+        Self {
+            mean: f(&self.mean, &other.mean),
+            variance: f(&self.variance, &other.variance),
+            batches: self.batches,
+            skipped: self.skipped.clone(),
+            renorm: match (&self.renorm, &other.renorm) {
+                (Some(renorm), Some(other)) => Some(Renormed {
+                    ids: renorm.ids,
+                    renorm_mean: f(&renorm.renorm_mean, &other.renorm_mean),
+                    renorm_stddev: f(&renorm.renorm_stddev, &other.renorm_stddev),
+                    moving_stddev: f(&renorm.moving_stddev, &other.moving_stddev),
+                }),
+                (renorm, _) => renorm.clone(),
+            },
+        }
+    }
+}
+
+impl Renormed {
+    /// At first: mean 0 and standard deviation 1.
+    pub(crate) fn fresh(ids: [ParamId; 3], mean: &Tensor<1>) -> Self {
+        Self {
+            ids,
+            renorm_mean: mean.zeros_like(),
+            renorm_stddev: mean.ones_like(),
+            moving_stddev: mean.ones_like(),
+        }
+    }
+
+    /// In the order of their ids.
+    pub(crate) fn tensors(self) -> [Tensor<1>; 3] {
+        [self.renorm_mean, self.renorm_stddev, self.moving_stddev]
+    }
+
+    /// Of three ids and tensors, in that order.
+    pub(crate) fn of(parts: [(ParamId, Tensor<1>); 3]) -> Self {
+        let ids = parts.each_ref().map(|(id, _)| *id);
+        let [renorm_mean, renorm_stddev, moving_stddev] = parts.map(|(_, tensor)| tensor);
+        Self {
+            ids,
+            renorm_mean,
+            renorm_stddev,
+            moving_stddev,
+        }
+    }
+
+    fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            ids: self.ids,
+            renorm_mean: f(&self.renorm_mean),
+            renorm_stddev: f(&self.renorm_stddev),
+            moving_stddev: f(&self.moving_stddev),
         }
     }
 }

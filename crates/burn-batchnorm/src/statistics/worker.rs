@@ -221,47 +221,41 @@ impl State {
         } = report;
         let old = self.values().clone();
         let (device, dtype) = (old.mean.device(), old.mean.dtype());
-        let here = |tensor: Tensor<1>| cast(to_device(tensor, &device), dtype);
-        let (mean, variance) = (here(values.mean), here(values.variance));
+        let here = |tensor: &Tensor<1>| cast(to_device(tensor.clone(), &device), dtype);
+        let values = values.map(here);
+        let start = worker.origin.base.map(here);
 
         let of_the_same_step = |group: &Group| group.base == base && group.version == self.version;
-        let (mean, variance, batches, group) = match self.group.take().filter(of_the_same_step) {
+        let (merged, batches, group) = match self.group.take().filter(of_the_same_step) {
             None if base == self.version => {
                 let (weight, batches) = (worker.weight, worker.batches);
-                (mean, variance, batches, Some((weight, batches)))
+                (values.clone(), batches, Some((weight, batches)))
             }
             Some(group) => {
                 let weight = group.weight + worker.weight;
                 let share = worker.weight / weight;
-                let average = |old: Tensor<1>, new| old * (1.0 - share) + new * share;
+                let average = |old: &Tensor<1>, new: &Tensor<1>| {
+                    old.clone() * (1.0 - share) + new.clone() * share
+                };
                 let more = worker.batches.saturating_sub(group.batches);
-                (
-                    average(old.mean, mean),
-                    average(old.variance, variance),
-                    more,
-                    Some((weight, group.batches + more)),
-                )
+                let batches = Some((weight, group.batches + more));
+                (old.zip(&values, average), more, batches)
             }
             // Not `0 * old`, which would keep a NaN.
-            None if worker.keep == 0.0 => (mean, variance, worker.batches, None),
+            None if worker.keep == 0.0 => (values.clone(), worker.batches, None),
             None => {
                 let keep = worker.keep;
-                let start = worker.origin.base;
-                let added = |new: Tensor<1>, start| new - here(start) * keep;
+                let added = values.zip(&start, |new, start| new.clone() - start.clone() * keep);
+                let mut merged = old.zip(&added, |old, added| old.clone() * keep + added.clone());
                 // Not negative but for rounding.
-                let variance = added(variance, start.variance).clamp_min(0.0);
-                (
-                    old.mean * keep + added(mean, start.mean),
-                    old.variance * keep + variance,
-                    worker.batches,
-                    None,
-                )
+                merged.variance = merged.variance.clamp_min(0.0);
+                (merged, worker.batches, None)
             }
         };
         self.values = Some(Values {
-            mean,
-            variance,
             batches: old.batches.saturating_add(batches),
+            skipped: skipped(&old, &values, &start),
+            ..merged
         });
         self.version += 1;
         self.group = group.map(|(weight, batches)| Group {
@@ -271,4 +265,17 @@ impl State {
             batches,
         });
     }
+}
+
+/// What was left out by both: the worker's count began as that of `start`.
+fn skipped(old: &Values, worker: &Values, start: &Values) -> Option<Tensor<1>> {
+    let worker = worker.skipped.clone()?;
+    let more = match &start.skipped {
+        Some(start) => worker - start.clone(),
+        None => worker,
+    };
+    Some(match &old.skipped {
+        Some(old) => old.clone() + more,
+        None => more,
+    })
 }

@@ -1,0 +1,167 @@
+//! Which positions count: masks, sequence lengths, weights.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use super::weights::absent;
+use crate::BatchNormError;
+use crate::checks::{cast, same_device, to_device};
+use crate::config::MaskedOutput;
+use crate::operands::Operands;
+use crate::view::View;
+
+/// Which positions of an input count in its statistics, and how much.
+///
+/// The statistics are those of the positions that it admits, and so are their gradients. What the others
+/// hold, be it NaN, reaches no statistic and no gradient. A channel of which nothing is admitted leaves its
+/// running statistics alone.
+///
+/// # Shapes
+///
+/// That of the input; or the same with length 1 on the channel axis; or without the channel axis; or the
+/// first axes of that (`[N]` for whole samples, `[N, L]` for steps of a sequence).
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use burn_batchnorm::{BatchNormConfig, Mask};
+///
+/// # let device = Device::default().autodiff();
+/// let layer = BatchNormConfig::new(8).init(&device);
+/// let x = Tensor::<3>::ones([2, 8, 10], &device); // two sequences of 10 steps, padded
+/// let y = layer.forward_masked(x, &Mask::from_lengths(&[10, 7], 10, &device));
+/// assert_eq!(y.dims(), [2, 8, 10]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// Flat.
+    weights: Tensor<1>,
+    shape: Vec<usize>,
+}
+
+impl Mask {
+    /// Admits the positions where `admitted` is true.
+    pub fn new<const M: usize>(admitted: Tensor<M, Bool>) -> Self {
+        Self::from_weights(admitted.float())
+    }
+
+    /// Positions by weight, not negative: a weight of 2 counts as two positions of the same value, 0 as
+    /// none, a negative one or NaN as 0. Not differentiated.
+    ///
+    /// The unbiased variance divides by the sum of the weights less 1; a channel whose weights sum up to
+    /// 1 or less has none, and leaves its running statistics alone.
+    pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
+        let shape = weights.shape().to_vec();
+        let length = shape.iter().product::<usize>();
+        Self {
+            weights: weights.detach().reshape([length]),
+            shape,
+        }
+    }
+
+    /// Admits the first `lengths[n]` of the `longest` steps of sequence `n`: a mask of shape
+    /// `[lengths.len(), longest]`.
+    pub fn from_lengths(lengths: &[usize], longest: usize, device: &Device) -> Self {
+        let data: Vec<i64> = lengths
+            .iter()
+            .map(|length| *length.min(&longest) as i64)
+            .collect();
+        let lengths = Tensor::<1, Int>::from_data(TensorData::from(&data[..]), device);
+        let [batch] = lengths.dims();
+        let step = Tensor::<1, Int>::arange(0..longest as i64, device);
+        let step = step.unsqueeze::<2>().expand([batch, longest]);
+        let lengths = lengths.reshape([batch, 1]).expand([batch, longest]);
+        Self::new(step.lower(lengths))
+    }
+
+    /// For an input of `shape`: `[outer, 1 or channels, inner]`.
+    pub(crate) fn of_input(
+        &self,
+        shape: &[usize],
+        view: View,
+        device: &Device,
+    ) -> Result<Tensor<3>, BatchNormError> {
+        let View {
+            axis,
+            outer,
+            channels,
+            inner,
+        } = view;
+        same_device("mask", &self.weights.device(), device)?;
+        let flat = self.weights.clone();
+        let mut single = shape.to_vec();
+        single[axis] = 1;
+        let mut positions = shape.to_vec();
+        positions.remove(axis);
+        if self.shape == shape {
+            Ok(flat.reshape([outer, channels, inner]))
+        } else if self.shape == single {
+            Ok(flat.reshape([outer, 1, inner]))
+        } else if !self.shape.is_empty() && positions.starts_with(&self.shape) {
+            let given = self.shape.iter().product();
+            let repeated = positions[self.shape.len()..].iter().product();
+            let spread = flat.reshape([given, 1]).expand([given, repeated]);
+            Ok(spread.reshape([outer, 1, inner]))
+        } else {
+            Err(BatchNormError::Mask {
+                input: shape.to_vec(),
+                positions,
+                got: self.shape.clone(),
+            })
+        }
+    }
+}
+
+/// The operands with nothing that is not finite where there is no weight: it takes the mean of its channel.
+/// So no gradient is the product of 0 and a NaN.
+pub(crate) fn sane<const D: usize>(
+    operands: Operands<D>,
+    weights: Option<&Tensor<3>>,
+    mean: &Tensor<1>,
+) -> Operands<D> {
+    let Some(weights) = weights else {
+        return operands;
+    };
+    let View {
+        outer,
+        channels,
+        inner,
+        ..
+    } = operands.view();
+    operands.map_input(|input| {
+        let shape = input.shape();
+        let x = input.reshape([outer, channels, inner]);
+        let absent = absent(weights.clone()).expand([outer, channels, inner]);
+        let replaced = absent.bool_and(x.clone().detach().is_finite().bool_not());
+        let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
+        let mean = mean
+            .reshape([1, channels, 1])
+            .expand([outer, channels, inner]);
+        x.mask_where(replaced, mean).reshape(shape)
+    })
+}
+
+/// What a masked pass returns.
+pub(crate) fn output<const D: usize>(
+    policy: MaskedOutput,
+    output: Tensor<D>,
+    input: Tensor<D>,
+    weights: Tensor<3>,
+) -> Tensor<D> {
+    if policy == MaskedOutput::Normalize {
+        return output;
+    }
+    let shape = output.shape();
+    let [outer, _, inner] = weights.dims();
+    let values = shape.num_elements();
+    if values == 0 {
+        return output;
+    }
+    let channels = values / (outer * inner);
+    let full = [outer, channels, inner];
+    let absent = absent(weights).expand(full);
+    let output = output.reshape(full);
+    match policy {
+        MaskedOutput::PassThrough => output.mask_where(absent, input.reshape(full)),
+        MaskedOutput::Normalize | MaskedOutput::Zero => output.mask_fill(absent, 0.0),
+    }
+    .reshape(shape)
+}

@@ -2,11 +2,14 @@
 
 mod burn_nn;
 mod common;
+mod control;
 mod drop_in;
 mod epilogue;
 mod every_option;
+mod forms;
 mod functional;
 mod goldens;
+mod masks;
 mod memory;
 mod never_panics;
 mod options;
@@ -14,6 +17,7 @@ mod parity;
 mod reference;
 mod refusals;
 mod runner;
+mod small_batches;
 mod state;
 mod training;
 mod workers;

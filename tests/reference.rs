@@ -110,20 +110,12 @@ impl Layer {
                 from,
                 until,
             } => {
-                let batches = batches.clamp(from, until);
-                match until == from {
-                    true => {
-                        if batches > from {
-                            end
-                        } else {
-                            start
-                        }
-                    }
-                    false => {
-                        let share = (batches - from) as f64 / (until - from) as f64;
-                        start + share * (end - start)
-                    }
-                }
+                let share = match batches {
+                    batches if batches <= from => 0.0,
+                    batches if batches >= until => 1.0,
+                    batches => (batches - from) as f64 / (until - from) as f64,
+                };
+                start + share * (end - start)
             }
             _ => f64::INFINITY,
         }
@@ -232,6 +224,9 @@ impl Layer {
             let seen = by_group[sample % groups][c];
             let (mean, variance) = match by {
                 Statistics::Running => (self.mean[c], self.variance[c]),
+                // A weight of 0 takes nothing, not even a NaN.
+                Statistics::Blend { batch: 0.0 } => (self.mean[c], self.variance[c]),
+                Statistics::Blend { batch: 1.0 } => (seen.mean, seen.variance),
                 Statistics::Blend { batch } => (
                     batch * seen.mean + (1.0 - batch) * self.mean[c],
                     batch * seen.variance + (1.0 - batch) * self.variance[c],
@@ -357,6 +352,9 @@ impl Layer {
 }
 
 fn activate(activation: Activation, z: f64) -> f64 {
+    if z.is_nan() {
+        return z;
+    }
     match activation {
         Activation::Relu => z.max(0.0),
         Activation::LeakyRelu(slope) => {

@@ -51,6 +51,7 @@ def write(file, about, generator, config, inputs, expected):
         "generator": generator,
     }
     save_file(tensors, FOLDER / f"{file}.safetensors", metadata)
+    (FOLDER / f"{file}.safetensors").chmod(0o644)
     print(file, ", ".join(sorted(expected)))
 
 
@@ -118,6 +119,8 @@ def flax_case(file, shapes, seed):
         )
         bn.scale.set_value(jax.numpy.asarray(gamma))
         bn.bias.set_value(jax.numpy.asarray(beta))
+        bn.mean.set_value(np.zeros(shapes[0][-1]))
+        bn.var.set_value(np.ones(shapes[0][-1]))
         return bn
 
     def forward(x, gamma, beta):
@@ -140,8 +143,9 @@ def ghost_case(file, shapes, size, seed):
     inputs = inputs_of(seed, shapes, np.float32)
     layer = tf_keras.layers.BatchNormalization(virtual_batch_size=size, fused=False)
     layer.build((None,) + shapes[0][1:])
-    layer.gamma.assign(inputs["gamma"])
-    layer.beta.assign(inputs["beta"])
+    # Its vectors have an axis for the ghost batches.
+    layer.gamma.assign(inputs["gamma"].reshape(layer.gamma.shape))
+    layer.beta.assign(inputs["beta"].reshape(layer.beta.shape))
     out = {}
     for index in range(len(shapes)):
         x = tf.Variable(inputs[name("x", index)])
@@ -154,6 +158,8 @@ def ghost_case(file, shapes, size, seed):
         out[name("y", index)] = y
     out |= {"running_mean": layer.moving_mean, "running_var": layer.moving_variance}
     out = {key: np.asarray(value, np.float32) for key, value in out.items()}
+    vectors = ("dgamma", "dbeta", "running_mean", "running_var")
+    out |= {key: out[key].reshape(-1) for key in vectors}
     generator = f"tf-keras {tf_keras.__version__}, tensorflow {tf.__version__}; float32 results as they are"
     ghost = {"statistics": {"Ghost": {"size": size, "variance": "Mean"}}}
     config = {"num_features": shapes[0][-1]} | KERAS | ghost

@@ -374,7 +374,7 @@ impl BatchNorm {
         let operands = Operands::new(input, parameters, epilogue, self.epsilon, axis)?;
         let weights = match with.mask {
             None => None,
-            Some(mask) => Some(mask.of_input(&shape, operands.view(), &device)?),
+            Some(mask) => mask.of_input(&shape, operands.view(), &device)?,
         };
         let source = self.source(training, values, shape)?;
 

@@ -1,6 +1,6 @@
 //! Which positions count: masks, sequence lengths, weights.
 
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use super::weights::absent;
 use crate::BatchNormError;
@@ -51,34 +51,33 @@ impl Mask {
     pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
         let shape = weights.shape().to_vec();
         let length = shape.iter().product::<usize>();
-        Self {
-            weights: weights.detach().reshape([length]),
-            shape,
-        }
+        let weights = weights.detach();
+        let weights = match length {
+            // To Burn, a length of 0 in `reshape` says: as before.
+            0 => Tensor::zeros([0], &weights.device()),
+            length => weights.reshape([length]),
+        };
+        Self { weights, shape }
     }
 
     /// Admits the first `lengths[n]` of the `longest` steps of sequence `n`: a mask of shape
     /// `[lengths.len(), longest]`.
     pub fn from_lengths(lengths: &[usize], longest: usize, device: &Device) -> Self {
-        let data: Vec<i64> = lengths
+        let admitted: Vec<bool> = lengths
             .iter()
-            .map(|length| *length.min(&longest) as i64)
+            .flat_map(|length| (0..longest).map(move |step| step < *length))
             .collect();
-        let lengths = Tensor::<1, Int>::from_data(TensorData::from(&data[..]), device);
-        let [batch] = lengths.dims();
-        let step = Tensor::<1, Int>::arange(0..longest as i64, device);
-        let step = step.unsqueeze::<2>().expand([batch, longest]);
-        let lengths = lengths.reshape([batch, 1]).expand([batch, longest]);
-        Self::new(step.lower(lengths))
+        let data = TensorData::new(admitted, [lengths.len(), longest]);
+        Self::new(Tensor::<2, Bool>::from_data(data, device))
     }
 
-    /// For an input of `shape`: `[outer, 1 or channels, inner]`.
+    /// For an input of `shape`: `[outer, 1 or channels, inner]`. None where there is nothing to mask.
     pub(crate) fn of_input(
         &self,
         shape: &[usize],
         view: View,
         device: &Device,
-    ) -> Result<Tensor<3>, BatchNormError> {
+    ) -> Result<Option<Tensor<3>>, BatchNormError> {
         let View {
             axis,
             outer,
@@ -91,22 +90,33 @@ impl Mask {
         single[axis] = 1;
         let mut positions = shape.to_vec();
         positions.remove(axis);
-        if self.shape == shape {
-            Ok(flat.reshape([outer, channels, inner]))
+        // How many values follow one of the mask's.
+        let (weighted, repeated) = if self.shape == shape {
+            (channels, 1)
         } else if self.shape == single {
-            Ok(flat.reshape([outer, 1, inner]))
+            (1, 1)
         } else if !self.shape.is_empty() && positions.starts_with(&self.shape) {
-            let given = self.shape.iter().product();
-            let repeated = positions[self.shape.len()..].iter().product();
-            let spread = flat.reshape([given, 1]).expand([given, repeated]);
-            Ok(spread.reshape([outer, 1, inner]))
+            (1, positions[self.shape.len()..].iter().product())
         } else {
-            Err(BatchNormError::Mask {
+            return Err(BatchNormError::Mask {
                 input: shape.to_vec(),
                 positions,
                 got: self.shape.clone(),
-            })
+            });
+        };
+        if view.is_empty() {
+            return Ok(None);
         }
+        let spread = match repeated {
+            1 => flat,
+            repeated => {
+                let [given] = flat.dims();
+                flat.reshape([given, 1])
+                    .expand([given, repeated])
+                    .flatten(0, 1)
+            }
+        };
+        Ok(Some(spread.reshape([outer, weighted, inner])))
     }
 }
 
@@ -151,11 +161,7 @@ pub(crate) fn output<const D: usize>(
     }
     let shape = output.shape();
     let [outer, _, inner] = weights.dims();
-    let values = shape.num_elements();
-    if values == 0 {
-        return output;
-    }
-    let channels = values / (outer * inner);
+    let channels = shape.num_elements() / (outer * inner);
     let full = [outer, channels, inner];
     let absent = absent(weights).expand(full);
     let output = output.reshape(full);

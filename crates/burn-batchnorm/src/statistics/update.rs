@@ -167,7 +167,9 @@ impl Rule {
             batches: old.batches.saturating_add(1),
             renorm,
             skipped: match &enters {
-                Some(enters) => Some(skipped.clone() + enters.clone().bool_not().float()),
+                Some(enters) => {
+                    Some(skipped.clone() + enters.clone().bool_not().float().cast(skipped.dtype()))
+                }
                 None => old.skipped.clone(),
             },
         }
@@ -189,6 +191,7 @@ impl Blender<'_> {
             Averaging::Cumulative => {
                 // Of the batches that this channel has taken.
                 let add = (self.skipped.clone().neg() + (self.batches as f64 + 1.0)).recip();
+                let (add, new) = (cast(add, old.dtype()), cast(new, old.dtype()));
                 let first = add.clone().equal_elem(1.0);
                 let blended = old.clone() * (add.clone().neg() + 1.0) + new.clone() * add;
                 // Not `0 * old`, which would keep a NaN.

@@ -8,8 +8,8 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::{
     Activation, Averaging, BatchNorm, BatchNormConfig, BatchNormError, Bound, Ghost, GhostVariance,
-    Inference, Mask, MaskedOutput, NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
-    With,
+    Inference, Mask, MaskedOutput, NonFinite, Reference, Renorm, RunningState, SingleValue,
+    Statistics, Variance, With,
 };
 
 use crate::common::vector;
@@ -425,9 +425,17 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
     layer.beta = put(layer.beta, &reference.beta);
 
     let rank = 2 + draw.below(3);
-    let (masked, with_residual) = (draw.one_in(3), draw.one_in(4));
+    let mask_one_in = draw.of(&[1, 2, 1000]);
+    let with_residual = draw.one_in(4);
+    // Statistics of the inputs' type, or as they are.
+    if wide && draw.one_in(2) {
+        let cast = |state: &RunningState| RunningState::new(state.value().cast(DType::F64));
+        (layer.running_mean, layer.running_var) =
+            (cast(&layer.running_mean), cast(&layer.running_var));
+    }
     for step in 0..1 + draw.below(4) {
         let training = !draw.one_in(4);
+        let masked = draw.one_in(mask_one_in);
         layer.training = layer.training.with_value(training);
         let batch = batch(&mut draw, rank, &config, masked, with_residual);
         let axis = config.channel_axis
@@ -523,7 +531,7 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
             ] {
                 close(what, &vector(got), expected, tolerance.max(1e-5)).map_err(fail)?;
             }
-            let (got, expected) = (layer.num_batches_tracked.value(), reference.batches);
+            let (got, expected) = (layer.num_batches_tracked.value(), reference.entered());
             if got != expected {
                 return Err(fail(format!("count {got}, expected {expected}")));
             }

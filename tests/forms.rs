@@ -6,7 +6,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use burn_batchnorm::{
     Activation, Averaging, BatchNorm, BatchNormConfig, DomainBatchNorm, DomainBatchNormConfig,
-    Health, NonFinite, Snapshot, With, health,
+    Health, NonFinite, Renorm, Snapshot, Statistics, health,
 };
 
 use crate::common::{assert_close, random, vector};
@@ -41,7 +41,7 @@ fn a_domain_is_a_layer_of_its_own() {
             assert_eq!(means[0], vector(plain.running_mean.value()), "{name}");
             assert!(means[1][0] > 9.0, "{name}: {means:?}");
             let error = layer
-                .try_forward(batch(1, &device), 2, With::default())
+                .try_forward(batch(1, &device), 2)
                 .expect_err("a refusal");
             assert_eq!(error.name(), "Domains", "{name}: {error}");
         }
@@ -75,22 +75,22 @@ fn shared_affine_parameters_are_one() {
 
     let loaded = config
         .init(&device)
-        .load_record(layer.clone().into_record())
-        .expect("its own record");
+        .load_record(layer.clone().into_record());
     let x = batch(3, &device.clone().inner());
     for domain in 0..3 {
         let (got, expected) = (
             loaded.valid().forward(x.clone(), domain),
             layer.valid().forward(x.clone(), domain),
         );
-        assert_close("loaded", &got.into_data(), &expected.into_data(), 0.0);
+        let expected = expected.into_data();
+        assert_close("loaded", &got.into_data(), &expected, 0.0);
         // And as a plain layer.
         let plain = layer.clone().into_layers().swap_remove(domain);
         assert_eq!(plain.config().num_features, 3);
         assert_close(
             "plain",
             &plain.valid().forward(x.clone()).into_data(),
-            &expected.into_data(),
+            &expected,
             1e-6,
         );
     }
@@ -196,7 +196,7 @@ fn a_frozen_form_that_was_loaded_thaws_to_what_it_does() {
         .with_activation(Activation::Relu)
         .init(&device)
         .frozen();
-    let loaded = fresh.load_record(record).expect("scale and shift");
+    let loaded = fresh.load_record(record);
     let x = batch(9, &device);
     let expected = loaded.forward(x.clone());
     assert_close(
@@ -312,4 +312,77 @@ fn health_without_data_tells_what_parameters_tell() {
     assert_eq!(report.layers[0].non_finite, [1]);
     assert_eq!(report.layers[0].mean_drift, None);
     assert_eq!(report.layers[0].path, "");
+}
+
+/// Ids are what optimizers, records and snapshots know parameters by.
+#[test]
+fn domains_made_of_clones_are_told_apart() {
+    let device = Device::flex().autodiff();
+    let renorm = BatchNormConfig::keras(3).with_statistics(Statistics::Renorm(Renorm::keras()));
+    let layer = renorm.init(&device);
+    layer.forward(batch(1, &device));
+    for domains in [
+        DomainBatchNorm::from_layers(vec![layer.clone(), layer.clone()]).expect("two"),
+        DomainBatchNorm::sharing(layer.clone(), 2).expect("two"),
+    ] {
+        domains.forward(batch(2, &device) + 50.0, 1);
+        let means = |domains: &DomainBatchNorm| {
+            domains
+                .domains
+                .iter()
+                .map(|domain| vector(domain.running_mean.value()))
+                .collect::<Vec<_>>()
+        };
+        let expected = means(&domains);
+        let domains = Snapshot::of(&domains).restore(domains);
+        assert_eq!(means(&domains), expected);
+        for domain in 0..2 {
+            domains.forward(batch(3, &device), domain);
+        }
+        assert_ne!(means(&domains)[0], means(&domains)[1]);
+    }
+}
+
+#[test]
+fn a_frozen_form_thaws_to_the_mode_of_its_model() {
+    let device = Device::flex().autodiff();
+    let trains = |layer: &BatchNorm, x: Tensor<2>| {
+        let count = layer.num_batches_tracked.value();
+        let y = layer.forward(x);
+        let gradients = y.powi_scalar(3).sum().backward();
+        layer.num_batches_tracked.value() > count && layer.gamma.grad(&gradients).is_some()
+    };
+    let thawed = trained(&device).frozen().valid().thawed();
+    assert!(!thawed.gamma.device().is_autodiff() && !thawed.training.is_enabled());
+    let thawed = trained(&device).valid().frozen().train().thawed();
+    assert!(trains(&thawed, batch(1, &device)), "trains again");
+
+    // Loaded from elsewhere, on a device that checkpoints.
+    let device = Device::flex().autodiff().gradient_checkpointing();
+    let record = trained(&device).frozen().into_record();
+    let fresh = BatchNormConfig::new(3)
+        .init(&device)
+        .frozen()
+        .load_record(record);
+    let thawed = fresh.thawed();
+    let y = thawed.forward(batch(1, &device));
+    let gradients = y.powi_scalar(3).sum().backward();
+    assert!(thawed.gamma.grad(&gradients).is_some());
+    let text = trained(&device).frozen().to_string();
+    assert!(text.lines().count() < 12, "{text}");
+}
+
+#[test]
+fn health_takes_empty_batches_and_finds_nan_in_any_channel() {
+    let device = Device::flex();
+    let layer = BatchNormConfig::new(2).init(&device);
+    let empty = Tensor::<2>::from_data(
+        burn::tensor::TensorData::new(Vec::<f32>::new(), [0, 2]),
+        &device,
+    );
+    health(&layer, [empty], |layer, x| layer.forward(x));
+    let bad = Tensor::<2>::from_floats([[f32::NAN, 0.1], [1.0, -0.1]], &device);
+    let report = health(&layer, [bad], |layer, x| layer.forward(x));
+    assert!(report.layers[0].mean_drift.expect("examined").is_nan());
+    assert!(!report.is_healthy());
 }

@@ -9,6 +9,7 @@ mod every_option;
 mod forms;
 mod functional;
 mod goldens;
+mod in_place;
 mod masks;
 mod memory;
 mod never_panics;

@@ -121,6 +121,26 @@ impl Layer {
         }
     }
 
+    /// Values per channel of the whole batch, or of its smallest ghost batch.
+    fn fewest(&self, batch: &Batch, training: bool) -> usize {
+        let values = batch.x.len() / self.config.num_features;
+        match self.config.statistics {
+            Statistics::Ghost(ghost) if training => {
+                let samples = batch.shape[usize::from(self.axis(batch) == 0)];
+                let groups = samples.div_ceil(ghost.size);
+                // The last one begins with sample `groups - 1`.
+                let of_last = (groups - 1..samples).step_by(groups).count();
+                of_last * (values / samples)
+            }
+            _ => values,
+        }
+    }
+
+    /// The batches that some channel took.
+    pub fn entered(&self) -> u64 {
+        self.batches - self.skipped.iter().copied().fold(f64::INFINITY, f64::min) as u64
+    }
+
     /// `r` and `d` of a pass.
     fn correction(&self, statistics: Statistics, batch: &[Moments]) -> Constants {
         let Statistics::Renorm(renorm) = statistics else {
@@ -169,10 +189,13 @@ impl Layer {
         let (by, enter) =
             if !training && tracking && config.inference == Inference::Running || values == 0 {
                 running
-            } else if values == 1 {
+            } else if self.fewest(batch, training) == 1 {
                 match config.single_value {
                     SingleValue::UseRunning if tracking => running,
-                    SingleValue::SkipUpdate => (Statistics::Batch, false),
+                    SingleValue::SkipUpdate => match config.statistics {
+                        Statistics::Ghost(_) if training => (config.statistics, false),
+                        _ => (Statistics::Batch, false),
+                    },
                     _ => return Err("SingleValue"),
                 }
             } else if training {
@@ -235,7 +258,7 @@ impl Layer {
             };
             let absent = weight(index) <= 0.0;
             let centre = match by {
-                Statistics::Running if !enter => self.mean[c],
+                Statistics::Running => self.mean[c],
                 _ => seen.mean,
             };
             let x_sane = if absent && !x.is_finite() { centre } else { x };

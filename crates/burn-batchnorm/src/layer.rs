@@ -1,14 +1,15 @@
 use burn::module::{Flag, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
-use crate::config::{Inference, Statistics, validate_epsilon, validate_momentum};
+use crate::config::{Inference, Memory, Statistics, validate_epsilon, validate_momentum};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::ops::composed::compute_dtype;
 use crate::options::scope::{self, Scope};
 use crate::statistics::fields::{Fields, show};
 use crate::statistics::{Observation, Renormed, Rule, Shared, Values, stored};
 use crate::{
-    BatchCounter, BatchNormConfig, BatchNormError, Mask, RunningState, SingleValue, options,
+    Averaging, BatchCounter, BatchNormConfig, BatchNormError, Mask, RunningState, SingleValue,
+    options,
 };
 
 /// Applies batch normalization over a tensor.
@@ -35,9 +36,10 @@ use crate::{
 /// # Records
 ///
 /// `gamma`, `beta`, `running_mean` and `running_var`, as burn-nn's layer and PyTorch name them, without
-/// those that the configuration switches off; where the running statistics are
-/// [`Cumulative`](crate::Averaging::Cumulative), `num_batches_tracked` too. Statistics are kept in f32
-/// at least, whatever type a record has.
+/// those that the configuration switches off; where the number of batches decides something
+/// ([`Cumulative`](crate::Averaging::Cumulative), a [`Ramp`](crate::Bound::Ramp)), `num_batches_tracked` too;
+/// and what [`Reference::Separate`](crate::Reference::Separate) adds. Statistics are kept in f32 at least,
+/// whatever type a record has.
 ///
 /// Should be created using [`BatchNormConfig`].
 #[derive(Debug)]
@@ -222,7 +224,8 @@ impl BatchNorm {
     /// weighted samples. See [`Mask`].
     ///
     /// The statistics are those of what is admitted; what the output is elsewhere is up to
-    /// [`masked_output`](BatchNormConfig::masked_output). In inference the mask decides nothing else.
+    /// [`masked_output`](BatchNormConfig::masked_output). Where running statistics normalize, the mask
+    /// decides nothing else.
     ///
     /// # Panics
     ///
@@ -250,7 +253,17 @@ impl BatchNorm {
         self.try_forward_with(input, with)
     }
 
-    /// [`try_forward`](Self::try_forward) with everything that a pass may be given.
+    /// [`forward`](Self::forward) with everything that a pass may be given.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_forward_with`](Self::try_forward_with) fails.
+    pub fn forward_with<const D: usize>(&self, input: Tensor<D>, with: With<D>) -> Tensor<D> {
+        self.try_forward_with(input, with)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`forward_with`](Self::forward_with), with an error instead of a panic.
     ///
     /// # Errors
     ///
@@ -264,14 +277,14 @@ impl BatchNorm {
         self.run(input, self.parameters(), with)
     }
 
-    /// The same layer with other options: which statistics normalize, whether they are updated, whether
-    /// gamma and beta train, momentum, policies. Unlike flags, they survive `train()` and `valid()`.
+    /// Changes options: which statistics normalize, whether they are updated, whether gamma and beta train,
+    /// momentum, policies. Unlike flags, they survive `train()` and `valid()`.
     ///
     /// # Errors
     ///
     /// As for [`BatchNormConfig::try_init`], and if `num_features`, `scale`, `shift`, `running_stats` or what
-    /// renormalization keeps would change.
-    pub fn reconfigured(self, config: BatchNormConfig) -> Result<Self, BatchNormError> {
+    /// renormalization keeps would change. The layer is then as it was.
+    pub fn reconfigure(&mut self, config: BatchNormConfig) -> Result<(), BatchNormError> {
         config.validate()?;
         validate_epsilon(config.epsilon, compute_dtype(self.gamma.dtype()))?;
         let old = &self.config;
@@ -287,23 +300,26 @@ impl BatchNorm {
                 return Err(BatchNormError::Reconfigure { option });
             }
         }
-        let trains = |param: Param<Tensor<1>>, learned| {
-            param.set_require_grad(learned && config.train_affine)
-        };
-        Ok(Self {
-            gamma: trains(self.gamma, config.scale),
-            beta: trains(self.beta, config.shift),
-            momentum: config.momentum,
-            epsilon: config.epsilon,
-            config,
-            ..self
-        })
+        if old.train_affine != config.train_affine {
+            let trains = |param: &Param<Tensor<1>>, learned: bool| {
+                param
+                    .clone()
+                    .set_require_grad(learned && config.train_affine)
+            };
+            (self.gamma, self.beta) = (
+                trains(&self.gamma, config.scale),
+                trains(&self.beta, config.shift),
+            );
+        }
+        (self.momentum, self.epsilon) = (config.momentum, config.epsilon);
+        self.config = config;
+        Ok(())
     }
 
     /// How many updates each channel has left out, shape `[channels]`: of batches that were not finite
     /// ([`NonFinite::Skip`](crate::NonFinite::Skip)) or of which a mask admitted too little.
     ///
-    /// Counted on the device since the layer was initialized or loaded; not recorded.
+    /// Counted on the device since the layer was initialized; not recorded, and not reset by a record.
     pub fn skipped_updates(&self) -> Tensor<1> {
         let values = self.statistics().values();
         values.skipped.unwrap_or_else(|| values.mean.zeros_like())
@@ -376,7 +392,7 @@ impl BatchNorm {
             None => None,
             Some(mask) => mask.of_input(&shape, operands.view(), &device)?,
         };
-        let source = self.source(training, values, shape)?;
+        let source = self.source(training, values, axis, shape)?;
 
         let statistics = self.statistics();
         let simple = weights.is_none() && scope::current() == Scope::Closed;
@@ -384,12 +400,16 @@ impl BatchNorm {
             (Statistics::Running, false) if simple => {
                 Ok(operands.normalize_by(&self.checked(statistics.values())?))
             }
-            (Statistics::Batch, false) if simple => Ok(operands.train(None).output),
+            (Statistics::Batch, false) if simple => Ok(self.kept(operands).train(None).output),
             (Statistics::Batch, true) if simple && self.config.is_plain() => {
                 let rule = self.rule();
                 let mut begun = statistics.begin(&rule, values);
                 begun.values = self.checked(begun.values)?;
-                let trained = operands.train(Some((&begun.values, begun.update)));
+                // Channels that have left out batches differ in how they count this one.
+                let same = begun.values.skipped.is_none()
+                    || self.config.averaging == Averaging::Exponential;
+                let running = same.then_some((&begun.values, begun.update));
+                let trained = self.kept(operands).train(running);
                 let batch = Observation::of_batch(trained.moments, values);
                 match trained.running {
                     Some(blended) => statistics.finish(begun, blended, &rule, &batch),
@@ -401,6 +421,13 @@ impl BatchNorm {
                 let running = self.checked(statistics.values())?;
                 Ok(options::run(self, operands, weights, source, &running))
             }
+        }
+    }
+
+    fn kept<const D: usize>(&self, operands: Operands<D>) -> Operands<D> {
+        match self.config.memory {
+            Memory::Input => operands,
+            Memory::Output => operands.from_output(),
         }
     }
 
@@ -434,19 +461,27 @@ impl BatchNorm {
         &self,
         training: bool,
         values: usize,
+        axis: usize,
         shape: Vec<usize>,
     ) -> Result<Source, BatchNormError> {
         let config = &self.config;
         let tracking = config.running_stats;
         let by = |by| Ok(Source { by, enter: false });
-        match (values, config.single_value) {
-            _ if !training && tracking && config.inference == Inference::Running => {
-                by(Statistics::Running)
+        // What statistics are taken of, and the fewest values of any of them.
+        let (batch, fewest) = match config.statistics {
+            Statistics::Ghost(ghost) if training => {
+                (config.statistics, ghost.fewest_values(&shape, axis))
             }
+            _ => (Statistics::Batch, values),
+        };
+        let by_running =
+            config.inference == Inference::Running || scope::current() == Scope::Examine;
+        match (fewest, config.single_value) {
+            _ if !training && tracking && by_running => by(Statistics::Running),
             // Nothing to take statistics of, and nothing that they would change.
             (0, _) => by(Statistics::Running),
             (1, SingleValue::UseRunning) if tracking => by(Statistics::Running),
-            (1, SingleValue::SkipUpdate) => by(Statistics::Batch),
+            (1, SingleValue::SkipUpdate) => by(batch),
             (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
                 shape,
                 hint: match tracking {

@@ -38,6 +38,10 @@
 //!
 //! - [`BatchNorm`]: the layer, for inputs of every rank from 2 and any channel axis
 //! - [`BatchNormConfig`]: its options, with presets of the other frameworks' semantics
+//! - [`Mask`]: which positions of a batch count
+//! - [`hold`], [`Snapshot`], [`recalibrate`], [`health`]: the running statistics of a whole model, held back, put
+//!   aside, computed anew, examined
+//! - [`DomainBatchNorm`], [`FrozenBatchNorm`]: the layer with several sets of statistics, and with none
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state, in two differentiable halves
@@ -67,18 +71,6 @@
 //!        backends/       flex.rs, ndarray.rs -> host.rs -> batchnorm-cpu
 //!                        cube.rs, buffers.rs ----------> batchnorm-cube
 //! ```
-//!
-//! And before, when the options had nowhere to go:
-//!
-//! ```text
-//!  layer.rs --> running.rs      three states, a lock and a merge each; forks added changes
-//!     |
-//!     +--> functional.rs        two code paths, checks in the layer alone
-//!             |    |
-//!             |    +--> extension.rs, autodiff.rs    train, normalize, backward
-//!             |            +--> backends/cpu.rs, cube.rs    numerics; copies; refusals at run time
-//!             +--> Burn's batch norm
-//! ```
 
 #[cfg_attr(
     not(feature = "autodiff"),
@@ -103,7 +95,7 @@ mod view;
 
 pub use config::{
     Activation, Averaging, BatchNormConfig, Bound, Ghost, GhostVariance, Inference, MaskedOutput,
-    NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
+    Memory, NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
 };
 pub use error::BatchNormError;
 pub use layer::{BatchNorm, With};

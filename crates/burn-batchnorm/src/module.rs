@@ -64,19 +64,22 @@ impl BatchNorm {
         }
     }
 
-    /// A layer of its own with the same parameters and statistics, which reports to nobody.
+    /// A layer of its own with the same parameters and statistics but other ids, which reports to nobody.
     pub(crate) fn copied(&self) -> Self {
-        let statistics = Shared::new(self.statistics().values());
-        let parameters = [&self.gamma, &self.beta].map(Clone::clone);
-        let mut copy = self.copy(parameters, self.training.clone(), &statistics);
-        for id in [
-            &mut copy.running_mean.id,
-            &mut copy.running_var.id,
-            &mut copy.num_batches_tracked.id,
-        ] {
-            *id = ParamId::new();
+        let mut values = self.statistics().values();
+        if let Some(renorm) = &mut values.renorm {
+            renorm.ids = [(); 3].map(|()| ParamId::new());
         }
-        copy
+        let own = |param: &Param<Tensor<1>>| {
+            Param::initialized(ParamId::new(), param.val())
+                .set_require_grad(param.is_require_grad())
+        };
+        let parameters = [&self.gamma, &self.beta].map(own);
+        let training = Param::from_bool(self.training.is_enabled());
+        let copy = self.copy(parameters, training, &Shared::new(values));
+        let ids = [(); 3].map(|()| ParamId::new());
+        let statistics = copy.statistics().shared();
+        copy.showing(&statistics, ids)
     }
 
     /// A copy with these fields and running statistics.
@@ -140,10 +143,9 @@ fn map_statistic<M: ModuleMapper>(
 ///
 /// Batches that every channel left out do not count.
 fn count_param(id: ParamId, values: &Values, device: &Device) -> Param<Tensor<1, Int>> {
-    let (batches, skipped) = (values.batches, values.skipped.clone());
+    let values = values.clone();
     let make = move |device: &Device, _| {
-        let skipped = skipped.and_then(|skipped| skipped.min().into_data().iter::<f64>().next());
-        let count = batches.saturating_sub(skipped.unwrap_or(0.0) as u64);
+        let count = values.entered();
         let data = TensorData::from([i64::try_from(count).unwrap_or(i64::MAX)]);
         match device.supports_dtype(DType::I64) {
             true => Tensor::from_data(data, (device, DType::I64)),
@@ -361,7 +363,7 @@ impl ModuleDisplay for BatchNorm {
         differing!(
             content, config, default,
             averaging, variance, scale, shift, running_stats, channel_axis, activation, single_value,
-            statistics, inference, update_statistics, train_affine, non_finite, masked_output
+            statistics, inference, update_statistics, train_affine, non_finite, masked_output, memory
         );
         match self.training.is_enabled() {
             true => content.optional(),

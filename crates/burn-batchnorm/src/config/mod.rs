@@ -10,7 +10,7 @@ use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 pub use activation::Activation;
-pub use policies::{Averaging, MaskedOutput, NonFinite, SingleValue, Variance};
+pub use policies::{Averaging, MaskedOutput, Memory, NonFinite, SingleValue, Variance};
 pub use statistics::{Bound, Ghost, GhostVariance, Inference, Reference, Renorm, Statistics};
 
 use crate::BatchNormError;
@@ -86,6 +86,9 @@ pub struct BatchNormConfig {
     /// What a masked pass returns where the mask admits nothing. Default: [`MaskedOutput::Normalize`]
     #[serde(default)]
     pub masked_output: MaskedOutput,
+    /// What a training pass keeps for its backward pass. Default: [`Memory::Input`]
+    #[serde(default)]
+    pub memory: Memory,
 }
 
 fn default_epsilon() -> f64 {
@@ -125,6 +128,7 @@ impl BatchNormConfig {
             train_affine: true,
             non_finite: NonFinite::Propagate,
             masked_output: MaskedOutput::Normalize,
+            memory: Memory::Input,
         }
     }
 
@@ -224,6 +228,12 @@ impl BatchNormConfig {
         self
     }
 
+    /// Sets what a training pass keeps in [`memory`](Self::memory).
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
     /// Refuses what no input could make valid.
     pub(crate) fn validate(&self) -> Result<(), BatchNormError> {
         if self.num_features == 0 {
@@ -244,6 +254,19 @@ impl BatchNormConfig {
             if needs_running && !self.running_stats {
                 return Err(BatchNormError::Conflict { option });
             }
+        }
+        let undone = match self.activation {
+            Activation::None => true,
+            Activation::LeakyRelu(slope) => slope as f32 > 0.0,
+            _ => false,
+        };
+        if self.memory == Memory::Output && !undone {
+            return Err(BatchNormError::Invalid {
+                option: "memory",
+                expected: "an activation that can be undone (None, LeakyRelu of a positive slope) to keep the \
+                           output alone",
+                got: format!("{:?}", self.activation),
+            });
         }
         Ok(())
     }

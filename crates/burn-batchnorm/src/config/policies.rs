@@ -66,3 +66,20 @@ pub enum MaskedOutput {
     /// The input as it is.
     PassThrough,
 }
+
+/// What a training pass keeps for its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Memory {
+    /// The input: the fewest operations.
+    #[default]
+    Input,
+    /// The output, from which the input is computed back: in-place batch normalization
+    /// ([Rota Bulo et al. 2018](https://arxiv.org/abs/1712.02616)). The operation that follows holds the output
+    /// anyway, so a network keeps one tensor less a layer.
+    ///
+    /// Only with no activation or a [`LeakyRelu`](crate::Activation::LeakyRelu) of a positive slope. A pass
+    /// keeps its input all the same where it would lose digits or has no output to work from: of a half type,
+    /// with a residual or a mask, by statistics other than its batch's, on a device without kernels, or where a
+    /// gamma is less than a thirtieth of its beta (which it reads from the device in each pass).
+    Output,
+}

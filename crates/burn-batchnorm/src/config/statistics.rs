@@ -133,7 +133,8 @@ impl Renorm {
         }
     }
 
-    /// Keras's with its defaults: no bounds, and a reference of its own with `renorm_momentum=0.99`.
+    /// Keras's with its defaults: no bounds, and a reference of its own with `renorm_momentum=0.99`. For a layer
+    /// by [`BatchNormConfig::keras`](crate::BatchNormConfig::keras).
     pub fn keras() -> Self {
         Self {
             r_min: Some(0.0),
@@ -149,7 +150,8 @@ impl Renorm {
 ///
 /// Of `G` ghost batches, number `g` holds the samples `i` with `i mod G = g`, as Keras 2's
 /// `virtual_batch_size` does. Samples are counted along the first axis that is not the channels'. In
-/// inference nothing is split.
+/// inference nothing is split. A ghost batch of one value per channel has no variance: the
+/// [`single_value`](crate::BatchNormConfig::single_value) policy says what becomes of such a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ghost {

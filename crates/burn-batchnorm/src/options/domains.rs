@@ -98,6 +98,9 @@ impl DomainBatchNorm {
         let one = |_| {
             let mut one = layer.copied();
             (one.config.scale, one.config.shift) = (false, false);
+            let constant = |value| Param::from_tensor(value).set_require_grad(false);
+            one.gamma = constant(layer.gamma.val().detach().ones_like());
+            one.beta = constant(layer.beta.val().detach().zeros_like());
             one
         };
         Ok(Self {
@@ -107,7 +110,8 @@ impl DomainBatchNorm {
         })
     }
 
-    /// One domain a layer, each with its own affine parameters.
+    /// One domain a layer, each with its own affine parameters. Clones get ids of their own, by which
+    /// optimizers and records tell them apart.
     ///
     /// # Errors
     ///
@@ -124,11 +128,24 @@ impl DomainBatchNorm {
                 expected,
                 got: layer.config.num_features,
             }),
-            None => Ok(Self {
-                gamma: None,
-                beta: None,
-                domains: layers,
-            }),
+            None => {
+                let mut known = Vec::new();
+                let own = |layer: BatchNorm| {
+                    let id = layer.running_mean.id;
+                    match known.contains(&id) {
+                        true => layer.copied(),
+                        false => {
+                            known.push(id);
+                            layer
+                        }
+                    }
+                };
+                Ok(Self {
+                    gamma: None,
+                    beta: None,
+                    domains: layers.into_iter().map(own).collect(),
+                })
+            }
         }
     }
 
@@ -139,15 +156,16 @@ impl DomainBatchNorm {
             beta,
             domains,
         } = self;
+        let own = |param: &Param<Tensor<1>>| {
+            Param::from_tensor(param.val().detach()).set_require_grad(param.is_require_grad())
+        };
         let own = |mut layer: BatchNorm| {
             if let Some(gamma) = &gamma {
-                layer.gamma = Param::from_tensor(gamma.val().detach())
-                    .set_require_grad(gamma.is_require_grad());
+                layer.gamma = own(gamma);
                 layer.config.scale = true;
             }
             if let Some(beta) = &beta {
-                layer.beta = Param::from_tensor(beta.val().detach())
-                    .set_require_grad(beta.is_require_grad());
+                layer.beta = own(beta);
                 layer.config.shift = true;
             }
             layer
@@ -165,16 +183,29 @@ impl DomainBatchNorm {
     ///
     /// Panics where [`try_forward`](Self::try_forward) fails.
     pub fn forward<const D: usize>(&self, input: Tensor<D>, domain: usize) -> Tensor<D> {
-        self.try_forward(input, domain, With::default())
+        self.try_forward(input, domain)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// As [`forward`](Self::forward), with a residual or a mask, and an error instead of a panic.
+    /// As [`forward`](Self::forward), with an error instead of a panic.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNorm::try_forward`], and if there is no such domain.
+    pub fn try_forward<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        domain: usize,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        self.try_forward_with(input, domain, With::default())
+    }
+
+    /// As [`try_forward`](Self::try_forward), with a residual or a mask.
     ///
     /// # Errors
     ///
     /// As for [`BatchNorm::try_forward_with`], and if there is no such domain.
-    pub fn try_forward<const D: usize>(
+    pub fn try_forward_with<const D: usize>(
         &self,
         input: Tensor<D>,
         domain: usize,
@@ -185,7 +216,8 @@ impl DomainBatchNorm {
         })?;
         let [gamma, beta] = layer.parameters();
         let shared = |param: &Option<Param<Tensor<1>>>, own| match param {
-            Some(param) => Parameter::Learned(param.val()),
+            Some(param) if layer.config.train_affine => Parameter::Learned(param.val()),
+            Some(param) => Parameter::Learned(param.val().detach()),
             None => own,
         };
         let parameters = [shared(&self.gamma, gamma), shared(&self.beta, beta)];

@@ -147,13 +147,26 @@ fn observe(
                 moments: packed(pooled_mean, within + between),
                 values,
                 weight: total,
+                ghosts: None,
             }
         }
-        // Bessel's factor is that of one ghost batch.
         GhostVariance::Mean => Observation {
             moments: packed(pooled_mean, within),
-            values: values / groups,
-            weight: total.map(|total| total / groups as f64),
+            values,
+            weight: total,
+            ghosts: Some(groups),
         },
+    }
+}
+
+impl Ghost {
+    /// The values per channel of the smallest ghost batch of an input.
+    pub(crate) fn fewest_values(self, shape: &[usize], channel_axis: usize) -> usize {
+        let samples = shape[usize::from(channel_axis == 0)];
+        let values = shape.iter().product::<usize>() / shape[channel_axis];
+        match samples {
+            0 => 0,
+            samples => samples / samples.div_ceil(self.size) * (values / samples),
+        }
     }
 }

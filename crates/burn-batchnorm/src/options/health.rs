@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scope::{self, Scope, Seen};
 use crate::module::CONTAINER;
-use crate::statistics::rows;
+use crate::statistics::Values;
 
 /// The batch norm layers of a model, examined on data: [`health`].
 ///
@@ -27,12 +27,12 @@ pub struct LayerHealth {
     pub path: String,
     /// The number of channels.
     pub channels: usize,
-    /// Whose running variance is below [`VANISHING`] times the median of the layer's: they amplify noise,
+    /// Whose running variance is below [`VANISHING`](Self::VANISHING) times the median of the layer's: they amplify noise,
     /// or their input is constant.
     pub vanishing: Vec<usize>,
     /// Of which a parameter or a statistic is NaN or infinite, or the running variance negative.
     pub non_finite: Vec<usize>,
-    /// Whose gamma is below [`DEAD`] times the largest of the layer's, by magnitude: they can be pruned.
+    /// Whose gamma is below [`DEAD`](Self::DEAD) times the largest of the layer's, by magnitude: they can be pruned.
     pub dead: Vec<usize>,
     /// How far the running means are from those of the data, in running standard deviations: the largest
     /// of any channel. None where no batch has reached the layer.
@@ -43,23 +43,16 @@ pub struct LayerHealth {
     /// The largest difference of any output between normalizing by the batch, as training does, and by the
     /// running statistics.
     pub output_gap: Option<f64>,
-    /// The updates that the most affected channel has skipped (`NonFinite::Skip`, masks).
+    /// The updates that the most affected channel has skipped (`NonFinite::Skip`, masks): no fault by itself.
     pub skipped: u64,
 }
-
-/// See [`LayerHealth::vanishing`].
-pub const VANISHING: f64 = 1e-6;
-/// See [`LayerHealth::dead`].
-pub const DEAD: f64 = 1e-3;
-/// A drift above which [`LayerHealth::is_healthy`] says no: a standard deviation of the mean, or a factor of e
-/// in the variance.
-pub const DRIFT: f64 = 1.0;
 
 /// Examines the batch norm layers of a model, on batches that inference would get. The model stays as it is.
 ///
 /// `forward` gets the model as [`valid()`](Module::valid) makes it and a batch on the plain device. Layers run by
-/// their running statistics, and what they see is compared with those. Without batches, only what the
-/// parameters tell is known. Waits for the device.
+/// their running statistics, whatever their `inference` says, and what they see is compared with those. Without
+/// batches, and of layers that `forward` runs on another thread, only what the parameters tell is known. Waits
+/// for the device.
 ///
 /// ```
 /// # use burn::tensor::{Device, Distribution, Tensor};
@@ -68,27 +61,30 @@ pub const DRIFT: f64 = 1.0;
 /// # let device = Device::default();
 /// let model = BatchNormConfig::new(2).init(&device.clone().autodiff());
 /// let batch = Tensor::<2>::random([64, 2], Distribution::Normal(5.0, 1.0), &device);
-/// let report = health(&model, [batch], |model, batch| {
-///     model.forward(batch);
-/// });
+/// let report = health(&model, [batch], |model, batch| model.forward(batch));
 /// assert!(report.layers[0].mean_drift > Some(4.0)); // it has never been trained
 /// println!("{report}");
 /// ```
-pub fn health<M: Module, B>(
+pub fn health<M: Module, B, R>(
     model: &M,
     batches: impl IntoIterator<Item = B>,
-    mut forward: impl FnMut(&M, B),
+    mut forward: impl FnMut(&M, B) -> R,
 ) -> Health {
     let valid = model.valid();
     let ((), seen) = scope::open(Scope::Examine, || {
-        batches.into_iter().for_each(|batch| forward(&valid, batch));
+        batches
+            .into_iter()
+            .for_each(|batch| drop(forward(&valid, batch)));
     });
     let mut reader = Reader {
         path: Vec::new(),
         layers: Vec::new(),
     };
     valid.visit(&mut reader);
-    let seen: HashMap<ParamId, Seen> = seen.into_iter().map(|seen| (seen.ids[0], seen)).collect();
+    let seen: HashMap<ParamId, Seen> = seen
+        .into_iter()
+        .map(|seen| (seen.statistics.fields().ids()[0], seen))
+        .collect();
     let examined = |found: &Found| found.examined(found.id.and_then(|id| seen.get(&id)));
     Health {
         layers: reader.layers.iter().map(examined).collect(),
@@ -177,23 +173,28 @@ impl Found {
         let mut health = LayerHealth {
             path: self.path.clone(),
             channels,
-            vanishing: which(&|c| at(&self.variance, c).is_some_and(|v| v <= median * VANISHING)),
+            vanishing: which(&|c| {
+                at(&self.variance, c).is_some_and(|v| v <= median * LayerHealth::VANISHING)
+            }),
             non_finite: which(&|c| {
                 let bad =
                     |values: &&Option<Vec<f64>>| at(values, c).is_some_and(|v| !v.is_finite());
                 all.iter().any(bad) || at(&self.variance, c).is_some_and(|v| v < 0.0)
             }),
-            dead: which(&|c| at(&self.gamma, c).is_some_and(|g| g.abs() <= largest * DEAD)),
+            dead: which(&|c| {
+                at(&self.gamma, c).is_some_and(|g| g.abs() <= largest * LayerHealth::DEAD)
+            }),
             ..LayerHealth::default()
         };
         let Some(seen) = seen else {
             return health;
         };
         let numbers = |tensor: Tensor<1>| tensor.into_data().iter::<f64>().collect::<Vec<_>>();
-        let [mean, variance] = rows(seen.pooled.moments.clone()).map(numbers);
+        let now: Values = seen.statistics.fields().values();
+        let [mean, variance] = seen.population(&now).map(numbers);
         let drift = |of: &dyn Fn(usize) -> Option<f64>| {
             // A NaN is the largest drift there is.
-            let worse = |worst: f64, this: f64| match this <= worst {
+            let worse = |worst: f64, this: f64| match worst.is_nan() || this <= worst {
                 true => worst,
                 false => this,
             };
@@ -212,25 +213,27 @@ impl Found {
             .gap
             .clone()
             .and_then(|gap| numbers(gap).first().copied());
-        let skipped = seen
-            .statistics
-            .values()
-            .skipped
-            .map(numbers)
-            .unwrap_or_default();
+        let skipped = now.skipped.map(numbers).unwrap_or_default();
         health.skipped = skipped.into_iter().fold(0.0, f64::max) as u64;
         health
     }
 }
 
 impl LayerHealth {
-    /// Whether nothing is listed, nothing has drifted by more than [`DRIFT`], and no update was skipped.
+    /// See [`vanishing`](Self::vanishing).
+    pub const VANISHING: f64 = 1e-6;
+    /// See [`dead`](Self::dead).
+    pub const DEAD: f64 = 1e-3;
+    /// A drift above which [`is_healthy`](Self::is_healthy) says no: a standard deviation of the mean, or a
+    /// factor of e in the variance.
+    pub const DRIFT: f64 = 1.0;
+
+    /// Whether nothing is listed, nothing has drifted by more than [`DRIFT`](Self::DRIFT).
     pub fn is_healthy(&self) -> bool {
-        let small = |drift: Option<f64>| drift.is_none_or(|drift| drift <= DRIFT);
+        let small = |drift: Option<f64>| drift.is_none_or(|drift| drift <= Self::DRIFT);
         self.vanishing.is_empty()
             && self.non_finite.is_empty()
             && self.dead.is_empty()
-            && self.skipped == 0
             && small(self.mean_drift)
             && small(self.variance_drift)
     }

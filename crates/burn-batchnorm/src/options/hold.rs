@@ -41,9 +41,13 @@ pub fn hold<R>(passes: impl FnOnce() -> R) -> (R, Held) {
 impl Held {
     /// Enters what is held: one batch a layer. It reaches the layers that ran, also where they have been
     /// moved or an optimizer has stepped since; a clone that was made since is another layer.
+    /// Within another [`hold`], that one holds it.
     pub fn commit(self) {
         for seen in self.seen {
-            seen.statistics.enter(&seen.rule, &seen.pooled);
+            match scope::current() {
+                Scope::Hold => scope::add(seen),
+                _ => seen.statistics.fields().enter(&seen.rule, &seen.pooled),
+            }
         }
     }
 
@@ -56,9 +60,9 @@ impl Held {
             let known = self
                 .seen
                 .iter_mut()
-                .find(|seen| std::sync::Arc::ptr_eq(&seen.statistics, &more.statistics));
+                .find(|seen| seen.statistics.same(&more.statistics));
             match known {
-                Some(seen) => seen.pooled = seen.pooled.clone().pooled(more.pooled),
+                Some(seen) => seen.and(more),
                 None => self.seen.push(more),
             }
         }

@@ -120,8 +120,8 @@ impl Mask {
     }
 }
 
-/// The operands with nothing that is not finite where there is no weight: it takes the mean of its channel.
-/// So no gradient is the product of 0 and a NaN.
+/// The operands with nothing that is not finite where there is no weight: an input takes the mean of its
+/// channel there, a residual 0. So no gradient is the product of 0 and a NaN.
 pub(crate) fn sane<const D: usize>(
     operands: Operands<D>,
     weights: Option<&Tensor<3>>,
@@ -136,24 +136,30 @@ pub(crate) fn sane<const D: usize>(
         inner,
         ..
     } = operands.view();
-    operands.map_input(|input| {
-        let shape = input.shape();
-        let x = input.reshape([outer, channels, inner]);
-        let absent = absent(weights.clone()).expand([outer, channels, inner]);
-        let replaced = absent.bool_and(x.clone().detach().is_finite().bool_not());
-        let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
-        let mean = mean
-            .reshape([1, channels, 1])
-            .expand([outer, channels, inner]);
-        x.mask_where(replaced, mean).reshape(shape)
-    })
+    let full = [outer, channels, inner];
+    let absent = absent(weights.clone()).expand(full);
+    let replace = |tensor: Tensor<D>, by: &dyn Fn(Tensor<3>, Tensor<3, Bool>) -> Tensor<3>| {
+        let shape = tensor.shape();
+        let tensor = tensor.reshape(full);
+        let finite = tensor.clone().detach().is_finite();
+        by(tensor, absent.clone().bool_and(finite.bool_not())).reshape(shape)
+    };
+    operands
+        .map_input(|input| {
+            replace(input, &|x, replaced| {
+                let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
+                let mean = mean.reshape([1, channels, 1]).expand(full);
+                x.mask_where(replaced, mean)
+            })
+        })
+        .map_residual(|residual| replace(residual, &|r, replaced| r.mask_fill(replaced, 0.0)))
 }
 
-/// What a masked pass returns.
+/// What a masked pass returns: of what `passed` through, where that is asked for.
 pub(crate) fn output<const D: usize>(
     policy: MaskedOutput,
     output: Tensor<D>,
-    input: Tensor<D>,
+    passed: Option<Tensor<D>>,
     weights: Tensor<3>,
 ) -> Tensor<D> {
     if policy == MaskedOutput::Normalize {
@@ -165,9 +171,11 @@ pub(crate) fn output<const D: usize>(
     let full = [outer, channels, inner];
     let absent = absent(weights).expand(full);
     let output = output.reshape(full);
-    match policy {
-        MaskedOutput::PassThrough => output.mask_where(absent, input.reshape(full)),
-        MaskedOutput::Normalize | MaskedOutput::Zero => output.mask_fill(absent, 0.0),
+    match passed {
+        Some(input) => output
+            .clone()
+            .mask_where(absent, cast(input, output.dtype()).reshape(full)),
+        None => output.mask_fill(absent, 0.0),
     }
     .reshape(shape)
 }

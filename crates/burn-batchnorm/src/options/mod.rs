@@ -18,11 +18,11 @@ pub(crate) mod weights;
 use burn::tensor::Tensor;
 
 use crate::BatchNorm;
-use crate::config::Statistics;
+use crate::config::{MaskedOutput, Statistics};
 use crate::layer::Source;
 use crate::operands::Operands;
 use crate::options::scope::Scope;
-use crate::statistics::{Observation, Values};
+use crate::statistics::{Observation, Values, rows};
 
 /// A pass of a layer by `source`, over positions of these weights, `[outer, 1 or channels, inner]`.
 /// `running` are the layer's statistics before the pass.
@@ -33,7 +33,9 @@ pub(crate) fn run<const D: usize>(
     source: Source,
     running: &Values,
 ) -> Tensor<D> {
-    let input = operands.input().clone();
+    let policy = layer.config.masked_output;
+    let passed = (weights.is_some() && policy == MaskedOutput::PassThrough)
+        .then(|| operands.input().clone());
     let (output, observation) = match source.by {
         Statistics::Ghost(ghost) => {
             let (output, seen) = ghost::normalize(operands, weights.clone(), ghost);
@@ -42,24 +44,33 @@ pub(crate) fn run<const D: usize>(
         Statistics::Batch if weights.is_none() => {
             let values = operands.values();
             let trained = operands.train(None);
-            let seen = Observation::of_batch(trained.moments, values);
-            (trained.output, Some(seen))
+            (
+                trained.output,
+                Some(Observation::of_batch(trained.moments, values)),
+            )
         }
-        Statistics::Running if !source.enter && scope::current() != Scope::Examine => {
+        Statistics::Running => {
+            let examined = scope::current() == Scope::Examine && operands.values() > 0;
+            let seen = (source.enter || examined).then(|| {
+                let untracked = operands.clone().map_input(Tensor::detach);
+                observe(&untracked, untracked.moments(weights.clone()), &weights)
+            });
             let operands = mask::sane(operands, weights.as_ref(), &running.mean);
-            (operands.normalize_by(running), None)
+            match seen {
+                Some(seen) if examined => {
+                    let center = seen.moments.clone();
+                    let by_batch = operands.clone().normalize_by_center(center);
+                    let output = operands.normalize_by(running);
+                    scope::compare(layer, &output, by_batch, weights.as_ref(), seen);
+                    (output, None)
+                }
+                seen => (operands.normalize_by(running), seen),
+            }
         }
         by => {
             let center = operands.moments(weights.clone());
-            let seen = Observation::of_center(
-                center.clone().detach(),
-                operands.values(),
-                weights.is_some(),
-            );
-            let mean = center.clone().detach();
-            let mean = mean
-                .slice([0..1, 0..operands.view().channels])
-                .flatten::<1>(0, 1);
+            let seen = observe(&operands, center.clone(), &weights);
+            let [mean, _] = rows(seen.moments.clone());
             let operands = mask::sane(operands, weights.as_ref(), &mean);
             let output = match by {
                 Statistics::Blend { batch } => {
@@ -70,11 +81,7 @@ pub(crate) fn run<const D: usize>(
                         renorm::correction(&renorm, &center, running, operands.epsilon());
                     operands.corrected(correction).normalize_by_center(center)
                 }
-                Statistics::Running => {
-                    scope::compare(layer, &operands, &center, running, &seen);
-                    operands.normalize_by(running)
-                }
-                Statistics::Batch | Statistics::Ghost(_) => operands.normalize_by_center(center),
+                _ => operands.normalize_by_center(center),
             };
             (output, Some(seen))
         }
@@ -83,7 +90,15 @@ pub(crate) fn run<const D: usize>(
         scope::enter(layer, seen);
     }
     match weights {
-        Some(weights) => mask::output(layer.config.masked_output, output, input, weights),
+        Some(weights) => mask::output(policy, output, passed, weights),
         None => output,
     }
+}
+
+fn observe<const D: usize>(
+    operands: &Operands<D>,
+    center: Tensor<2>,
+    weights: &Option<Tensor<3>>,
+) -> Observation {
+    Observation::of_center(center, operands.values(), weights.is_some())
 }

@@ -5,8 +5,7 @@ use burn::tensor::Tensor;
 
 use super::scope::{self, Scope, Seen};
 use super::snapshot::Snapshot;
-use crate::Variance;
-use crate::statistics::{Values, rows};
+use crate::statistics::{Values, like, rows};
 
 /// How [`recalibrate`] puts batches together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,9 +23,9 @@ pub enum Recalibration {
 /// data, or in place of an exponential average that is noisy or stale.
 ///
 /// `forward` gets the model as [`valid()`](Module::valid) makes it and a batch on the plain device: dropout is
-/// off and no gradient is kept. Layers that could train normalize by their batch as in training. Frozen layers,
-/// those with `update_statistics` off, and layers that no batch reaches stay as they are. Without any batch the
-/// model comes back unchanged.
+/// off and no gradient is kept. Layers that could train normalize as in training. Frozen layers, those with
+/// `update_statistics` off, layers that no batch reaches, and layers that `forward` runs on another thread stay
+/// as they are. Without any batch the model comes back unchanged.
 ///
 /// To undo it, take a [`Snapshot`] before.
 ///
@@ -37,25 +36,25 @@ pub enum Recalibration {
 /// # let device = Device::default();
 /// let model = BatchNormConfig::new(2).init(&device.clone().autodiff());
 /// let batches = (0..10).map(|_| Tensor::<2>::random([64, 2], Distribution::Default, &device));
-/// let model = recalibrate(model, Recalibration::Population, batches, |model, batch| {
-///     model.forward(batch);
-/// });
+/// let model = recalibrate(model, Recalibration::Population, batches, |model, batch| model.forward(batch));
 /// # assert_eq!(model.config().num_features, 2);
 /// ```
-pub fn recalibrate<M: Module, B>(
+pub fn recalibrate<M: Module, B, R>(
     model: M,
     mode: Recalibration,
     batches: impl IntoIterator<Item = B>,
-    mut forward: impl FnMut(&M, B),
+    mut forward: impl FnMut(&M, B) -> R,
 ) -> M {
     let valid = model.valid();
     let ((), seen) = scope::open(Scope::Recalibrate(mode), || {
-        batches.into_iter().for_each(|batch| forward(&valid, batch));
+        batches
+            .into_iter()
+            .for_each(|batch| drop(forward(&valid, batch)));
     });
     let mut snapshot = Snapshot::default();
     for seen in seen {
-        let old = seen.statistics.values();
-        let [mean, variance] = result(&seen, &old);
+        let old = seen.statistics.fields().values();
+        let [mean, variance] = seen.population(&old);
         if let Some(renorm) = &old.renorm {
             let stddev = (variance.clone() + seen.rule.epsilon).sqrt();
             let [mean_id, stddev_id, moving_id] = renorm.ids;
@@ -65,7 +64,7 @@ pub fn recalibrate<M: Module, B>(
                 (moving_id, stddev),
             ]);
         }
-        let [mean_id, variance_id, counter_id] = seen.ids;
+        let [mean_id, variance_id, counter_id] = seen.statistics.fields().ids();
         snapshot
             .values
             .extend([(mean_id, mean), (variance_id, variance)]);
@@ -74,27 +73,21 @@ pub fn recalibrate<M: Module, B>(
     snapshot.restore(model)
 }
 
-/// The new running mean and variance. A channel of which no batch knew anything keeps its old ones.
-fn result(seen: &Seen, old: &Values) -> [Tensor<1>; 2] {
-    if let Some(average) = &seen.average {
-        return [average.mean.clone(), average.variance.clone()];
-    }
-    let [mean, variance] = rows(seen.pooled.moments.clone());
-    let values = seen.pooled.values as f64;
-    match (&seen.pooled.weight, seen.rule.estimator) {
-        (None, Variance::Unbiased) if values > 1.0 => [mean, variance * (values / (values - 1.0))],
-        (None, _) => [mean, variance],
-        (Some(weight), estimator) => {
-            let (least, variance) = match estimator {
-                Variance::Biased => (0.0, variance),
-                Variance::Unbiased => {
-                    let corrected = variance * (weight.clone() / (weight.clone() - 1.0));
-                    (1.0, corrected)
-                }
-            };
-            let known = weight.clone().greater_elem(least);
-            let take = |old: &Tensor<1>, new| old.clone().mask_where(known.clone(), new);
-            [take(&old.mean, mean), take(&old.variance, variance)]
+impl Seen {
+    /// The running mean and variance by what was seen. A channel of which no batch knew anything keeps its
+    /// old ones.
+    pub(crate) fn population(&self, old: &Values) -> [Tensor<1>; 2] {
+        if let Some(average) = &self.average {
+            return [average.mean.clone(), average.variance.clone()];
+        }
+        let [mean, variance] = rows(self.pooled.moments.clone()).map(|row| like(&row, &old.mean));
+        let (variance, known) = self.rule.estimated(&variance, &self.pooled);
+        match known {
+            None => [mean, variance],
+            Some(known) => {
+                let take = |old: &Tensor<1>, new| old.clone().mask_where(known.clone(), new);
+                [take(&old.mean, mean), take(&old.variance, variance)]
+            }
         }
     }
 }

@@ -6,14 +6,14 @@
 //! [`health`](super::health) are built on that.
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
 
-use burn::module::{Module, ParamId};
+use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::config::Averaging;
-use crate::operands::Operands;
-use crate::statistics::{Observation, Rule, Shared, Values};
+use crate::options::weights::absent;
+use crate::statistics::fields::Views;
+use crate::statistics::{Observation, Rule, Values};
 use crate::{BatchNorm, Recalibration};
 
 /// What is open on this thread.
@@ -31,9 +31,7 @@ pub(crate) enum Scope {
 /// What one layer saw while a scope was open.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    pub(crate) statistics: Arc<Shared>,
-    /// Of the running mean, the running variance and the counter.
-    pub(crate) ids: [ParamId; 3],
+    pub(crate) statistics: Views,
     pub(crate) rule: Rule,
     /// All batches as one.
     pub(crate) pooled: Observation,
@@ -93,63 +91,87 @@ pub(crate) fn enter(layer: &BatchNorm, batch: Observation) {
     }
 }
 
-/// While a model is examined: what training would have given.
+/// While a model is examined: what training would have given, where `weights` admit anything.
 pub(crate) fn compare<const D: usize>(
     layer: &BatchNorm,
-    operands: &Operands<D>,
-    center: &Tensor<2>,
-    running: &Values,
-    seen: &Observation,
+    by_running: &Tensor<D>,
+    by_batch: Tensor<D>,
+    weights: Option<&Tensor<3>>,
+    batch: Observation,
 ) {
-    if current() != Scope::Examine {
-        return;
+    let shape = by_running.shape();
+    let gap = (by_batch - by_running.clone()).abs().without_autodiff();
+    let gap = match weights {
+        None => gap.max(),
+        Some(weights) => {
+            let [outer, _, inner] = weights.dims();
+            let full = [outer, shape.num_elements() / (outer * inner), inner];
+            let absent = absent(weights.clone()).expand(full);
+            gap.reshape(full).mask_fill(absent, 0.0).max()
+        }
+    };
+    keep(layer, layer.rule(), batch, Some(gap));
+}
+
+impl Seen {
+    /// Whether both are of one layer. To a scope that looks at a model from outside, clones are the model.
+    fn same(&self, other: &Views) -> bool {
+        match current() {
+            Scope::Closed | Scope::Hold => self.statistics.same(other),
+            Scope::Recalibrate(_) | Scope::Examine => {
+                self.statistics.fields().ids() == other.fields().ids()
+            }
+        }
     }
-    let by_batch = operands.clone().normalize_by_center(center.clone());
-    let by_running = operands.clone().normalize_by(running);
-    let gap = (by_batch - by_running).abs().max().without_autodiff();
-    keep(layer, layer.rule(), seen.clone(), Some(gap));
+
+    /// Two passes, or series of passes, of one layer.
+    pub(crate) fn and(&mut self, more: Self) {
+        self.average = match (self.average.take(), &more.average) {
+            (Some(average), Some(_)) => Some(averaged(&self.rule, &average, &more.pooled)),
+            (average, _) => average,
+        };
+        self.pooled = self.pooled.clone().pooled(more.pooled);
+        self.batches += more.batches;
+        self.gap = match (self.gap.take(), more.gap) {
+            (Some(gap), Some(more)) => Some(gap.max_pair(more)),
+            (gap, more) => gap.or(more),
+        };
+    }
+}
+
+/// The plain average over batches, with one more.
+fn averaged(rule: &Rule, old: &Values, batch: &Observation) -> Values {
+    let rule = Rule {
+        averaging: Averaging::Cumulative,
+        renorm: None,
+        ..*rule
+    };
+    rule.after(old, batch).0
 }
 
 fn keep(layer: &BatchNorm, rule: Rule, batch: Observation, gap: Option<Tensor<1>>) {
     let fields = layer.statistics();
-    let statistics = fields.shared();
-    let averaged = current() == Scope::Recalibrate(Recalibration::Average);
-    let average = |old: &Values, batch: &Observation| {
-        let rule = Rule {
-            averaging: Averaging::Cumulative,
-            renorm: None,
-            ..rule
-        };
-        rule.after(old, batch)
-    };
-    SEEN.with_borrow_mut(|all| {
-        let known = all
-            .iter_mut()
-            .find(|seen| Arc::ptr_eq(&seen.statistics, &statistics));
-        match known {
-            Some(seen) => {
-                seen.average = seen.average.as_ref().map(|old| average(old, &batch));
-                seen.pooled = seen.pooled.clone().pooled(batch.admitted(&rule));
-                seen.batches += 1;
-                seen.gap = match (seen.gap.take(), gap) {
-                    (Some(gap), Some(more)) => Some(gap.max_pair(more)),
-                    (gap, more) => gap.or(more),
-                };
-            }
-            None => {
-                let Values { mean, variance, .. } = statistics.values();
-                let start =
-                    averaged.then(|| Values::fresh(mean.zeros_like(), variance.ones_like()));
-                all.push(Seen {
-                    ids: fields.ids(),
-                    average: start.map(|start| average(&start, &batch)),
-                    pooled: batch.admitted(&rule),
-                    statistics,
-                    rule,
-                    batches: 1,
-                    gap,
-                });
-            }
-        }
+    let average = (current() == Scope::Recalibrate(Recalibration::Average)).then(|| {
+        // The first batch replaces what it starts from, in every channel that it tells anything of.
+        let Values { mean, variance, .. } = fields.values();
+        averaged(&rule, &Values::fresh(mean, variance), &batch)
     });
+    add(Seen {
+        statistics: fields.views(),
+        average,
+        pooled: batch.admitted(&rule),
+        rule,
+        batches: 1,
+        gap,
+    });
+}
+
+/// To what is open.
+pub(crate) fn add(new: Seen) {
+    SEEN.with_borrow_mut(
+        |all| match all.iter_mut().find(|seen| seen.same(&new.statistics)) {
+            Some(seen) => seen.and(new),
+            None => all.push(new),
+        },
+    );
 }

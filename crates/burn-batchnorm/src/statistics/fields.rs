@@ -94,14 +94,18 @@ pub struct BatchCounter {
 }
 
 impl BatchCounter {
-    /// The present count.
+    /// The present count. Batches that every channel left out are not in it; where a mask or a policy
+    /// could have done that, this waits for the device.
     pub fn value(&self) -> u64 {
-        self.shared.look(|values| values.batches)
+        self.shared.values().entered()
     }
 
     /// Replaces the count.
     pub fn set(&self, count: u64) {
-        self.shared.change(|values| values.batches = count);
+        self.shared.change(|values| {
+            values.batches = count;
+            values.skipped = None;
+        });
     }
 }
 
@@ -144,7 +148,39 @@ pub(crate) fn show(
     )
 }
 
+/// The three fields of a layer, seen from elsewhere: what is done to them reaches the layer.
+#[derive(Debug)]
+pub(crate) struct Views(RunningState, RunningState, BatchCounter);
+
+impl Views {
+    pub(crate) fn fields(&self) -> Fields<'_> {
+        Fields {
+            mean: &self.0,
+            variance: &self.1,
+            counter: &self.2,
+        }
+    }
+
+    /// Whether both see the same layer's state.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0.shared, &other.0.shared)
+    }
+}
+
 impl Fields<'_> {
+    pub(crate) fn views(&self) -> Views {
+        let view = |field: &RunningState| RunningState {
+            id: field.id,
+            shared: field.shared.clone(),
+            row: field.row,
+        };
+        let counter = BatchCounter {
+            id: self.counter.id,
+            shared: self.counter.shared.clone(),
+        };
+        Views(view(self.mean), view(self.variance), counter)
+    }
+
     pub(crate) fn ids(&self) -> [ParamId; 3] {
         [self.mean.id, self.variance.id, self.counter.id]
     }
@@ -210,7 +246,7 @@ impl Fields<'_> {
         if let Some(shared) = self.joined() {
             return shared.enter(rule, batch);
         }
-        let new = rule.after(&self.values(), batch);
+        let (new, _) = rule.after(&self.values(), batch);
         self.mean.update(new.mean.clone());
         self.variance.update(new.variance.clone());
         self.counter.shared.change(|values| {

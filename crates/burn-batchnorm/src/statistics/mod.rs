@@ -16,6 +16,7 @@
 //! then the batch's own statistics are blended in again, under the lock and with the count of that
 //! moment. So no update is lost, and none is entered twice.
 
+mod amount;
 pub(crate) mod fields;
 mod observation;
 mod update;
@@ -25,7 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
+pub(crate) use amount::like;
 pub(crate) use observation::packed;
+use update::Taken;
 pub use update::Update;
 pub(crate) use update::{Observation, Renormed, Rule, Values};
 use worker::{Group, Report, Role};
@@ -170,7 +173,7 @@ impl Shared {
                     batches: begun.values.batches.saturating_add(1),
                     ..begun.values
                 };
-                state.observe(values, begun.update, batch.values);
+                state.observe(values, begun.update.taken(batch.values));
             }
             false => state.observe_batch(rule, batch),
         }
@@ -193,14 +196,14 @@ impl State {
     }
 
     fn observe_batch(&mut self, rule: &Rule, batch: &Observation) {
-        let update = rule.update(self.values().batches, batch.values);
-        self.observe(rule.after(self.values(), batch), update, batch.values);
+        let (values, taken) = rule.after(self.values(), batch);
+        self.observe(values, taken);
     }
 
-    /// A batch of `count` values per channel has entered by `update`.
-    fn observe(&mut self, values: Values, update: Update, count: usize) {
+    /// A batch has entered.
+    fn observe(&mut self, values: Values, taken: Taken) {
         let role = std::mem::replace(&mut self.role, Role::Own);
-        self.enter(values, role.observing(update, count));
+        self.enter(values, role.observing(&taken));
     }
 
     fn enter(&mut self, values: Values, role: Role) {

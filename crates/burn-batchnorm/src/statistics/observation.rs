@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::amount::{Amount, like};
 use super::{Observation, Rule, rows};
 use crate::NonFinite;
 
@@ -12,6 +13,7 @@ impl Observation {
             moments,
             values,
             weight: None,
+            ghosts: None,
         }
     }
 
@@ -27,6 +29,7 @@ impl Observation {
             moments: center,
             values,
             weight,
+            ghosts: None,
         }
     }
 
@@ -47,8 +50,8 @@ impl Observation {
         let variance = variance.mask_fill(excluded, 0.0);
         Self {
             moments: packed(mean, variance),
-            values: self.values,
             weight: Some(weight),
+            ..self
         }
     }
 
@@ -56,33 +59,30 @@ impl Observation {
     /// [Chan et al. 1979](https://doi.org/10.1007/978-3-642-51461-6_3), which stays right where the means
     /// lie far apart.
     pub(crate) fn pooled(self, other: Self) -> Self {
-        let values = self.values + other.values;
-        let weights = (self.weight.is_some() || other.weight.is_some())
-            .then(|| [self.weight_of_each(), other.weight_of_each()]);
-        let [mean, variance] = rows(self.moments);
-        let [other_mean, other_variance] = rows(other.moments);
-        let apart = other_mean - mean.clone();
-        let (mean_moves, variance, weight) = match weights {
-            None => {
-                let share = other.values as f64 / (values as f64).max(1.0);
-                let between = apart.clone().powi_scalar(2) * (share * (1.0 - share));
-                let variance = variance * (1.0 - share) + other_variance * share + between;
-                (apart * share, variance, None)
-            }
-            Some([ours, others]) => {
-                let total = ours + others.clone();
-                // 0 where nothing weighs anything.
-                let share = others / total.clone().clamp_min(f32::MIN_POSITIVE);
-                let rest = share.clone().neg() + 1.0;
-                let between = apart.clone().powi_scalar(2) * (share.clone() * rest.clone());
-                let variance = variance * rest + other_variance * share.clone() + between;
-                (apart * share, variance, Some(total))
-            }
+        let amount = |of: &Self| match &of.weight {
+            Some(weight) => Amount::each(weight.clone()),
+            None => Amount::Same(of.values as f64),
         };
+        let total = amount(&self).plus(&amount(&other));
+        let share = amount(&other).share_of(&total);
+        let rest = share.rest();
+
+        let [mean, variance] = rows(self.moments);
+        let [other_mean, other_variance] = rows(other.moments).map(|row| like(&row, &mean));
+        let apart = other_mean - mean.clone();
+        let between = share.times(&rest).of(&apart.clone().powi_scalar(2));
+        let variance = rest.of(&variance) + share.of(&other_variance) + between;
         Self {
-            moments: packed(mean + mean_moves, variance),
-            values,
-            weight,
+            moments: packed(mean + share.of(&apart), variance),
+            values: self.values + other.values,
+            weight: match total {
+                Amount::Same(_) => None,
+                Amount::Each(total) => Some(*total),
+            },
+            ghosts: self
+                .ghosts
+                .zip(other.ghosts)
+                .map(|(ours, others)| ours + others),
         }
     }
 

@@ -4,8 +4,9 @@ use burn::backend::Dispatch;
 use burn::module::ParamId;
 use burn::tensor::{Bool, Tensor};
 
+use super::amount::{Amount, like};
 use super::rows;
-use crate::checks::{cast, to_device};
+use crate::checks::cast;
 use crate::ops::composed;
 use crate::{Averaging, NonFinite, Variance};
 
@@ -70,6 +71,19 @@ pub(crate) struct Observation {
     pub(crate) values: usize,
     /// The sum of the positions' weights, shape `[channels]`, where they have some.
     pub(crate) weight: Option<Tensor<1>>,
+    /// The number of ghost batches whose variances were averaged: Bessel's factor is that of one of them.
+    pub(crate) ghosts: Option<usize>,
+}
+
+/// What an update did to the statistics, as far as it tells workers apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Taken {
+    /// What is left of the old mean and variance.
+    pub(crate) keep: Amount,
+    /// What is left of the old separate reference.
+    pub(crate) keep_renorm: Amount,
+    /// How much of the batch was taken, in values.
+    pub(crate) weight: Amount,
 }
 
 impl Rule {
@@ -82,52 +96,65 @@ impl Rule {
         Update {
             keep: 1.0 - add,
             add_mean: add,
-            add_variance: add * self.correction(values),
+            add_variance: add * self.correction(values as f64),
         }
     }
 
     /// Bessel's.
-    fn correction(&self, values: usize) -> f64 {
-        match (self.estimator, values as f64) {
-            (Variance::Unbiased, n) if n > 1.0 => n / (n - 1.0),
-            _ => 1.0,
+    fn correction(&self, n: f64) -> f64 {
+        match self.estimator {
+            Variance::Unbiased if n > 1.0 => n / (n - 1.0),
+            Variance::Unbiased | Variance::Biased => 1.0,
         }
     }
 
-    /// The statistics after a batch.
-    pub(crate) fn after(&self, old: &Values, batch: &Observation) -> Values {
-        let here = |tensor| cast(to_device(tensor, &old.mean.device()), old.mean.dtype());
+    /// The estimate of the variance that enters, and which channels know one where that differs, both of
+    /// the biased variance of a batch.
+    pub(crate) fn estimated(
+        &self,
+        variance: &Tensor<1>,
+        batch: &Observation,
+    ) -> (Tensor<1>, Option<Tensor<1, Bool>>) {
+        let ghosts = batch.ghosts.unwrap_or(1) as f64;
+        let Some(weight) = &batch.weight else {
+            let n = batch.values as f64 / ghosts;
+            return (variance.clone() * self.correction(n), None);
+        };
+        let n = like(weight, variance) / ghosts;
+        match self.estimator {
+            Variance::Biased => (variance.clone(), Some(n.greater_elem(0.0))),
+            Variance::Unbiased => {
+                let corrected = variance.clone() * (n.clone() / (n.clone() - 1.0));
+                (corrected, Some(n.greater_elem(1.0)))
+            }
+        }
+    }
+
+    /// The statistics after a batch, and what was taken of it.
+    pub(crate) fn after(&self, old: &Values, batch: &Observation) -> (Values, Taken) {
+        let here = |tensor| like(&tensor, &old.mean);
         let [mean, variance] = rows(batch.moments.clone()).map(here);
         // Where channels may differ in what they take of the batch.
         let by_channel =
             batch.weight.is_some() || old.skipped.is_some() || self.non_finite == NonFinite::Skip;
         if !by_channel && self.renorm.is_none() {
-            let update = self.update(old.batches, batch.values);
+            let n = batch.values / batch.ghosts.unwrap_or(1);
+            let update = self.update(old.batches, n);
             let Update {
                 keep,
                 add_mean,
                 add_variance,
             } = update;
-            return Values {
+            let values = Values {
                 mean: blend(&old.mean, mean, keep, add_mean),
                 variance: blend(&old.variance, variance, keep, add_variance),
                 batches: old.batches.saturating_add(1),
                 ..old.clone()
             };
+            return (values, update.taken(batch.values));
         }
 
-        let (estimated, known) = match (&batch.weight, self.estimator) {
-            (None, _) => (variance.clone() * self.correction(batch.values), None),
-            (Some(n), Variance::Biased) => {
-                (variance.clone(), Some(here(n.clone()).greater_elem(0.0)))
-            }
-            (Some(n), Variance::Unbiased) => {
-                let n = here(n.clone());
-                let known = n.clone().greater_elem(1.0);
-                let corrected = variance.clone() * (n.clone() / (n - 1.0));
-                (corrected, Some(known))
-            }
-        };
+        let (estimated, known) = self.estimated(&variance, batch);
         let finite = (self.non_finite == NonFinite::Skip).then(|| {
             mean.clone()
                 .is_finite()
@@ -157,21 +184,64 @@ impl Rule {
         let variance = match &renorm {
             // Keras averages standard deviations.
             Some(renorm) => {
-                (renorm.moving_stddev.clone().powi_scalar(2) - self.epsilon).clamp_min(0.0)
+                let square = renorm.moving_stddev.clone().powi_scalar(2);
+                blender.select(&old.variance, (square - self.epsilon).clamp_min(0.0))
             }
             None => blender.blend(&old.variance, estimated),
         };
-        Values {
+        let taken = Taken {
+            keep: blender.kept(self.keep(old.batches, &skipped)),
+            keep_renorm: blender.kept(Amount::Same(1.0 - self.renorm.unwrap_or(0.0))),
+            weight: match (&batch.weight, &enters) {
+                (None, None) => Amount::Same(batch.values as f64),
+                (weight, enters) => {
+                    let weight = match weight {
+                        Some(weight) => here(weight.clone()),
+                        None => old.mean.full_like(batch.values as f64),
+                    };
+                    Amount::each(match enters {
+                        Some(enters) => weight.mask_fill(enters.clone().bool_not(), 0.0),
+                        None => weight,
+                    })
+                }
+            },
+        };
+        let values = Values {
             mean: blender.blend(&old.mean, mean),
             variance,
             batches: old.batches.saturating_add(1),
             renorm,
             skipped: match &enters {
                 Some(enters) => {
-                    Some(skipped.clone() + enters.clone().bool_not().float().cast(skipped.dtype()))
+                    let left_out = enters.clone().bool_not().float();
+                    Some(skipped.clone() + cast(left_out, skipped.dtype()))
                 }
                 None => old.skipped.clone(),
             },
+        };
+        (values, taken)
+    }
+
+    /// What an update leaves of the old mean and variance.
+    fn keep(&self, batches: u64, skipped: &Tensor<1>) -> Amount {
+        match self.averaging {
+            Averaging::Exponential => Amount::Same(1.0 - self.momentum),
+            Averaging::Cumulative => {
+                // Of the batches that each channel has taken.
+                let count = skipped.clone().neg() + (batches as f64 + 1.0);
+                Amount::each(count.recip().neg() + 1.0)
+            }
+        }
+    }
+}
+
+impl Update {
+    /// Of a batch with `values` per channel.
+    pub(crate) fn taken(&self, values: usize) -> Taken {
+        Taken {
+            keep: Amount::Same(self.keep),
+            keep_renorm: Amount::Same(1.0),
+            weight: Amount::Same(values as f64),
         }
     }
 }
@@ -186,14 +256,12 @@ struct Blender<'a> {
 
 impl Blender<'_> {
     fn blend(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
-        let blended = match self.rule.averaging {
-            Averaging::Exponential => blend(old, new, 1.0 - self.rule.momentum, self.rule.momentum),
-            Averaging::Cumulative => {
-                // Of the batches that this channel has taken.
-                let add = (self.skipped.clone().neg() + (self.batches as f64 + 1.0)).recip();
-                let (add, new) = (cast(add, old.dtype()), cast(new, old.dtype()));
-                let first = add.clone().equal_elem(1.0);
-                let blended = old.clone() * (add.clone().neg() + 1.0) + new.clone() * add;
+        let blended = match self.rule.keep(self.batches, self.skipped) {
+            Amount::Same(keep) => blend(old, new, keep, 1.0 - keep),
+            Amount::Each(keep) => {
+                let (keep, new) = (like(&keep, old), cast(new, old.dtype()));
+                let first = keep.clone().equal_elem(0.0);
+                let blended = old.clone() * keep.clone() + new.clone() * (keep.neg() + 1.0);
                 // Not `0 * old`, which would keep a NaN.
                 blended.mask_where(first, new)
             }
@@ -201,9 +269,23 @@ impl Blender<'_> {
         self.select(old, blended)
     }
 
+    /// All, where nothing enters.
+    fn kept(&self, keep: Amount) -> Amount {
+        match (self.enters, keep) {
+            (None, keep) => keep,
+            (Some(enters), Amount::Same(keep)) => {
+                let all = self.skipped.ones_like();
+                Amount::each(all.mask_fill(enters.clone(), keep))
+            }
+            (Some(enters), Amount::Each(keep)) => {
+                Amount::each(keep.mask_fill(enters.clone().bool_not(), 1.0))
+            }
+        }
+    }
+
     fn select(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
         match self.enters {
-            Some(enters) => old.clone().mask_where(enters.clone(), new),
+            Some(enters) => old.clone().mask_where(enters.clone(), like(&new, old)),
             None => new,
         }
     }
@@ -232,11 +314,24 @@ impl Values {
         }
     }
 
-    /// Every statistic combined with its counterpart. The counts are these.
+    /// The number of batches that entered: those that every channel left out do not count. Waits for the
+    /// device where any could have been.
+    pub(crate) fn entered(&self) -> u64 {
+        let skipped = self
+            .skipped
+            .clone()
+            .map(|skipped| skipped.min().into_data());
+        let skipped = skipped.and_then(|skipped| skipped.iter::<f64>().next());
+        self.batches.saturating_sub(skipped.unwrap_or(0.0) as u64)
+    }
+
+    /// Every statistic combined with its counterpart, those of a separate reference by `g`. The counts are
+    /// these.
     pub(crate) fn zip(
         &self,
         other: &Self,
         f: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
+        g: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
     ) -> Self {
         Self {
             mean: f(&self.mean, &other.mean),
@@ -246,8 +341,8 @@ impl Values {
             renorm: match (&self.renorm, &other.renorm) {
                 (Some(renorm), Some(other)) => Some(Renormed {
                     ids: renorm.ids,
-                    renorm_mean: f(&renorm.renorm_mean, &other.renorm_mean),
-                    renorm_stddev: f(&renorm.renorm_stddev, &other.renorm_stddev),
+                    renorm_mean: g(&renorm.renorm_mean, &other.renorm_mean),
+                    renorm_stddev: g(&renorm.renorm_stddev, &other.renorm_stddev),
                     moving_stddev: f(&renorm.moving_stddev, &other.moving_stddev),
                 }),
                 (renorm, _) => renorm.clone(),
@@ -298,7 +393,7 @@ impl Renormed {
 ///
 /// The kernels do the same on their own memory; this is for what has no kernel.
 pub(crate) fn blend(old: &Tensor<1>, new: Tensor<1>, keep: f64, add: f64) -> Tensor<1> {
-    let new = cast(to_device(new, &old.device()), old.dtype());
+    let new = like(&new, old);
     let (old, new) = (old.clone().into_dispatch(), new.into_dispatch());
     Tensor::from_dispatch(composed::blend::<Dispatch>(old, new, keep, add))
 }

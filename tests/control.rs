@@ -49,7 +49,7 @@ fn a_batch_that_is_not_finite_leaves_its_channel_alone_and_is_counted() {
             // The other channel has taken it.
             assert_close(
                 name,
-                &guarded.running_mean.value().slice([0..1]).into_data(),
+                &guarded.running_mean.value().narrow(0, 0, 1).into_data(),
                 &Tensor::<1>::from_floats([0.2], &device).into_data(),
                 1e-6,
             );
@@ -608,5 +608,75 @@ fn wide_statistics_take_every_option() {
         assert_eq!(layer.running_var.value().dtype(), DType::F64, "{name}");
         assert_eq!(layer.num_batches_tracked.value(), 2, "{name}");
         layer.clone().frozen().forward(batch(3, &device));
+    }
+}
+
+/// The first batch replaces, and the rest weigh as in an exponential average without its start.
+#[test]
+fn a_debiased_average_begins_with_the_first_batch() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let layer = BatchNormConfig::new(1)
+            .with_averaging(Averaging::Debiased)
+            .with_momentum(0.25)
+            .init(&device);
+        let see = |a: f32| layer.forward(Tensor::<2>::from_floats([[a - 1.0], [a + 1.0]], &device));
+        see(8.0);
+        assert_eq!(vector(layer.running_mean.value()), [8.0], "{name}");
+        assert_eq!(vector(layer.running_var.value()), [2.0], "{name}");
+        see(1.0);
+        // (0.75 * 8 + 1) / 1.75
+        let [mean] = vector(layer.running_mean.value())[..] else {
+            panic!("one channel")
+        };
+        assert!((mean - 4.0).abs() < 1e-6, "{name}: {mean}");
+        // The count decides, so it is recorded.
+        let config = layer.config();
+        let loaded = config.init(&device).load_record(layer.into_record());
+        assert_eq!(loaded.num_batches_tracked.value(), 2, "{name}");
+    }
+}
+
+#[test]
+fn a_reset_layer_is_as_new_but_for_its_parameters() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let config = BatchNormConfig::keras(3)
+            .with_statistics(Statistics::Renorm(Renorm::keras()))
+            .with_averaging(Averaging::Cumulative)
+            .with_non_finite(NonFinite::Skip)
+            .with_initial_gamma(0.0)
+            .with_initial_beta(2.0);
+        let (layer, fresh) = (config.init(&device), config.init(&device));
+        layer.forward(batch(1, &device) * f32::NAN);
+        layer.forward(batch(1, &device));
+        layer.reset_statistics();
+        assert_eq!(state(&layer), (vec![0.0; 3], vec![1.0; 3], 0), "{name}");
+        assert_eq!(vector(layer.skipped_updates()), [0.0; 3], "{name}");
+        for layer in [&layer, &fresh] {
+            let y = layer.forward(batch(2, &device));
+            assert!(
+                vector(y).iter().all(|y| *y == 2.0),
+                "{name}: gamma 0, beta 2"
+            );
+        }
+        assert_eq!(state(&layer), state(&fresh), "{name}");
+    }
+    for config in [
+        BatchNormConfig::new(3).with_initial_gamma(f64::NAN),
+        BatchNormConfig::new(3)
+            .with_scale(false)
+            .with_initial_gamma(0.5),
+        BatchNormConfig::new(3)
+            .with_shift(false)
+            .with_initial_beta(0.5),
+    ] {
+        assert_eq!(
+            config
+                .try_init(&Device::flex())
+                .expect_err("a refusal")
+                .name(),
+            "Invalid"
+        );
     }
 }

@@ -57,6 +57,7 @@ fn config(draw: &mut Draw) -> BatchNormConfig {
             Averaging::Exponential,
             Averaging::Exponential,
             Averaging::Cumulative,
+            Averaging::Debiased,
         ]))
         .with_variance(draw.of(&[Variance::Unbiased, Variance::Biased]))
         .with_scale(!draw.one_in(5))
@@ -333,7 +334,9 @@ fn close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) -> Result<()
     let rms = (finite.iter().map(|e| e * e).sum::<f64>() / finite.len().max(1) as f64).sqrt();
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         let same = got == expected || (got.is_nan() && expected.is_nan());
-        if !same && !((got - expected).abs() <= tolerance * (expected.abs() + rms + 0.02)) {
+        let close = (got - expected).abs() <= tolerance * (expected.abs() + rms + 0.02);
+        // A NaN is not close.
+        if !same && !close {
             return Err(format!("{what}[{index}]: {got}, expected {expected}"));
         }
     }

@@ -303,7 +303,7 @@ impl Layer {
     ) {
         let config = self.config.clone();
         let samples = batch.shape[usize::from(self.axis(batch) == 0)];
-        let uneven = samples % groups != 0;
+        let uneven = !samples.is_multiple_of(groups);
         let unbiased = config.variance == Variance::Unbiased;
         for c in 0..config.num_features {
             let mut seen = whole[c];
@@ -339,6 +339,15 @@ impl Layer {
             let add = match config.averaging {
                 Averaging::Exponential => config.momentum,
                 Averaging::Cumulative => 1.0 / (self.batches as f64 + 1.0 - self.skipped[c]),
+                Averaging::Debiased if config.momentum == 0.0 => 0.0,
+                Averaging::Debiased => {
+                    // The weights of all batches so far, by age, sum up to 1.
+                    let taken = self.batches - self.skipped[c] as u64;
+                    let older: f64 = (0..=taken)
+                        .map(|age| (1.0 - config.momentum).powi(age as i32))
+                        .sum();
+                    1.0 / older
+                }
             };
             let blend = |old: &mut f64, new: f64, add: f64| {
                 *old = match add {

@@ -69,7 +69,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNormConfig {
-    /// Initializes a new [batch norm](BatchNorm) module: gamma 1, beta 0, mean 0, variance 1.
+    /// Initializes a new [batch norm](BatchNorm) module: mean 0, variance 1, gamma and beta as configured.
     ///
     /// # Panics
     ///
@@ -95,7 +95,7 @@ impl BatchNormConfig {
             let value = Tensor::full(shape, value, device);
             Param::from_tensor(value).set_require_grad(learnable && self.train_affine)
         };
-        let gamma = constant(1.0, self.scale);
+        let gamma = constant(self.initial_gamma, self.scale);
         validate_epsilon(self.epsilon, compute_dtype(gamma.dtype()))?;
         let mean = stored(Tensor::zeros(shape, device));
         let new_ids = || [(); 3].map(|()| ParamId::new());
@@ -111,7 +111,7 @@ impl BatchNormConfig {
 
         Ok(BatchNorm {
             gamma,
-            beta: constant(0.0, self.shift),
+            beta: constant(self.initial_beta, self.shift),
             training: Param::from_bool(true),
             running_mean,
             running_var,
@@ -316,10 +316,15 @@ impl BatchNorm {
         Ok(())
     }
 
+    /// Forgets the running statistics: mean 0, variance 1, no batch. PyTorch's `reset_running_stats`.
+    pub fn reset_statistics(&self) {
+        self.statistics().reset();
+    }
+
     /// How many updates each channel has left out, shape `[channels]`: of batches that were not finite
     /// ([`NonFinite::Skip`](crate::NonFinite::Skip)) or of which a mask admitted too little.
     ///
-    /// Counted on the device since the layer was initialized; not recorded, and not reset by a record.
+    /// Counted on the device since the layer was initialized or reset; not recorded, and not reset by a record.
     pub fn skipped_updates(&self) -> Tensor<1> {
         let values = self.statistics().values();
         values.skipped.unwrap_or_else(|| values.mean.zeros_like())
@@ -427,7 +432,7 @@ impl BatchNorm {
     fn kept<const D: usize>(&self, operands: Operands<D>) -> Operands<D> {
         match self.config.memory {
             Memory::Input => operands,
-            Memory::Output => operands.from_output(),
+            Memory::Output => operands.keeping_output(),
         }
     }
 

@@ -362,7 +362,7 @@ impl ModuleDisplay for BatchNorm {
             .add("epsilon", &self.epsilon);
         differing!(
             content, config, default,
-            averaging, variance, scale, shift, running_stats, channel_axis, activation, single_value,
+            averaging, variance, scale, shift, initial_gamma, initial_beta, running_stats, channel_axis, activation, single_value,
             statistics, inference, update_statistics, train_affine, non_finite, masked_output, memory
         );
         match self.training.is_enabled() {

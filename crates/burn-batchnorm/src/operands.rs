@@ -141,7 +141,7 @@ impl<const D: usize> Operands<D> {
     /// Lets the backward pass of [`train`](Self::train) work from the output, where that gives the same
     /// gradients: in the type that is computed in, without a residual, and where no gamma is so small
     /// against its beta that rounding of the output would reach them. Waits for the device, to see that.
-    pub(crate) fn from_output(mut self) -> Self {
+    pub(crate) fn keeping_output(mut self) -> Self {
         let exact = || {
             let numbers = |tensor: &Tensor<1>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
             let (gamma, beta) = (numbers(&self.gamma), numbers(&self.beta));

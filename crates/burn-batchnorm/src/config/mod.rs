@@ -42,7 +42,7 @@ pub struct BatchNormConfig {
     /// 0.99 is 0.01 here.
     #[serde(default = "default_momentum")]
     pub momentum: f64,
-    /// Exponential or cumulative average. Default: [`Averaging::Exponential`]
+    /// How batches are averaged. Default: [`Averaging::Exponential`]
     #[serde(default)]
     pub averaging: Averaging,
     /// Estimator of the running variance. Default: [`Variance::Unbiased`]
@@ -54,6 +54,13 @@ pub struct BatchNormConfig {
     /// Whether `beta` is a parameter; if not it stays 0 and is not recorded. Default: true
     #[serde(default = "enabled")]
     pub shift: bool,
+    /// What gamma starts at: 0 in the last layer of a residual block makes the block begin as the identity
+    /// ([Goyal et al. 2017](https://arxiv.org/abs/1706.02677)). Finite in f32. Default: 1
+    #[serde(default = "one")]
+    pub initial_gamma: f64,
+    /// What beta starts at. Finite in f32. Default: 0
+    #[serde(default)]
+    pub initial_beta: f64,
     /// Whether running statistics are kept; if not, inference too normalizes by the statistics of
     /// its batch, and none are recorded. Default: true
     #[serde(default = "enabled")]
@@ -103,6 +110,10 @@ fn default_channel_axis() -> isize {
     1
 }
 
+fn one() -> f64 {
+    1.0
+}
+
 fn enabled() -> bool {
     true
 }
@@ -118,6 +129,8 @@ impl BatchNormConfig {
             variance: Variance::Unbiased,
             scale: true,
             shift: true,
+            initial_gamma: 1.0,
+            initial_beta: 0.0,
             running_stats: true,
             channel_axis: default_channel_axis(),
             activation: Activation::None,
@@ -165,6 +178,18 @@ impl BatchNormConfig {
     /// Sets whether there is a [`shift`](Self::shift) (`beta`).
     pub fn with_shift(mut self, shift: bool) -> Self {
         self.shift = shift;
+        self
+    }
+
+    /// Sets what gamma starts at: [`initial_gamma`](Self::initial_gamma).
+    pub fn with_initial_gamma(mut self, initial_gamma: f64) -> Self {
+        self.initial_gamma = initial_gamma;
+        self
+    }
+
+    /// Sets what beta starts at: [`initial_beta`](Self::initial_beta).
+    pub fn with_initial_beta(mut self, initial_beta: f64) -> Self {
+        self.initial_beta = initial_beta;
         self
     }
 
@@ -242,6 +267,19 @@ impl BatchNormConfig {
         self.activation.validate()?;
         validate_epsilon(self.epsilon, DType::F64)?;
         validate_momentum(self.momentum)?;
+        for (option, initial, learned) in [
+            ("initial_gamma", self.initial_gamma, self.scale),
+            ("initial_beta", self.initial_beta, self.shift),
+        ] {
+            let neutral = initial == f64::from(u8::from(option == "initial_gamma"));
+            if !(initial as f32).is_finite() || !learned && !neutral {
+                return Err(BatchNormError::Invalid {
+                    option,
+                    expected: "a value that is finite in f32, and a parameter to start at it (scale, shift)",
+                    got: initial.to_string(),
+                });
+            }
+        }
         self.statistics.validate()?;
         self.inference.validate()?;
         for (option, needs_running) in [
@@ -279,7 +317,7 @@ impl BatchNormConfig {
 
     /// Whether the number of batches decides something.
     pub(crate) fn counts(&self) -> bool {
-        self.averaging == Averaging::Cumulative || self.statistics.counts()
+        self.averaging != Averaging::Exponential || self.statistics.counts()
     }
 }
 

@@ -12,6 +12,10 @@ pub enum Averaging {
     ///
     /// Every batch weighs the same, whatever its size.
     Cumulative,
+    /// [`Exponential`](Self::Exponential) without the initial values' part: the average of the batches so far,
+    /// each weighing `1 - momentum` of the one after it. The first replaces the initial statistics, as Adam's
+    /// corrected moments do, and validation is right from the first step on. The number of batches is recorded.
+    Debiased,
 }
 
 /// Which estimate of the batch variance enters the running variance.

@@ -324,12 +324,8 @@ pub fn centred_of_output<B: super::BatchNormOps>(
     pass: Pass,
 ) -> (FloatTensor<B>, Moments<B>) {
     let z = match pass.activation {
-        Activation::LeakyRelu(slope) => {
-            let dtype = get_or_init_device_settings::<B>(&y.device()).bool_dtype;
-            let negative = B::float_lower_equal_elem(y.clone(), 0.0.into(), dtype);
-            let undone = B::float_div_scalar(y.clone(), slope.into());
-            B::float_mask_where(y, negative, undone)
-        }
+        // Of a positive slope, the inverse is one of its kind.
+        Activation::LeakyRelu(slope) => B::leaky_relu(y, (1.0 / slope).into()),
         _ => y,
     };
     let inv_std = row::<B>(moments, 3);

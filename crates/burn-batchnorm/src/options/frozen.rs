@@ -46,13 +46,8 @@ impl BatchNorm {
     /// none). [`FrozenBatchNorm::thawed`] gives the layer back.
     pub fn frozen(self) -> FrozenBatchNorm {
         let [scale, shift] = self.affine();
-        let autodiff = self.gamma.device().is_autodiff();
-        let constant = |value: Tensor<1>| {
-            // On the device of the parameters, where it may train.
-            let value = match autodiff {
-                true => Tensor::from_inner(value).to_device(&self.gamma.device()),
-                false => value,
-            };
+        let constant = |value| {
+            let value = beside(value, &self.gamma.val());
             Param::from_tensor(value).set_require_grad(false)
         };
         FrozenBatchNorm {
@@ -176,9 +171,8 @@ impl FrozenBatchNorm {
         let stddev = (variance + layer.epsilon).sqrt();
         let put = |param: Param<Tensor<1>>, value: Tensor<1>| {
             let learned = param.is_require_grad();
-            // Of the old value only the place remains, and how its gradients are checkpointed.
             param
-                .map(|old| old.clone().detach() * 0.0 + cast_to(value, &old))
+                .map(|old| beside(cast(value, old.dtype()), &old))
                 .set_require_grad(learned)
         };
         layer.gamma = put(layer.gamma, like(&scale, &stddev) * stddev);
@@ -192,10 +186,7 @@ impl FrozenBatchNorm {
     }
 }
 
-fn cast_to(value: Tensor<1>, old: &Tensor<1>) -> Tensor<1> {
-    let value = cast(value, old.dtype());
-    match old.device().is_autodiff() {
-        true => Tensor::from_inner(value),
-        false => value,
-    }
+/// A plain tensor under the autodiff of another, with its strategy of gradient checkpointing, if it has any.
+fn beside(value: Tensor<1>, other: &Tensor<1>) -> Tensor<1> {
+    cast(other.zeros_like(), value.dtype()) + value
 }

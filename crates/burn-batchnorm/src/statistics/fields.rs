@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::ParamId;
 use burn::tensor::Tensor;
 
-use super::{Begun, Observation, Rule, Shared, Values, stored};
+use super::{Begun, Observation, Renormed, Rule, Shared, Values, stored};
 
 /// Which of a state's tensors a field shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +240,18 @@ impl Fields<'_> {
             Some(shared) => shared.finish(begun, blended, rule, batch),
             None => self.enter(rule, batch),
         }
+    }
+
+    /// As a new layer's.
+    pub(crate) fn reset(&self) {
+        self.mean.update(self.mean.value().zeros_like());
+        self.variance.update(self.variance.value().ones_like());
+        self.counter.shared.change(|values| {
+            values.batches = 0;
+            values.skipped = None;
+            let fresh = |renorm: &Renormed| Renormed::fresh(renorm.ids, &renorm.renorm_mean);
+            values.renorm = values.renorm.as_ref().map(fresh);
+        });
     }
 
     pub(crate) fn enter(&self, rule: &Rule, batch: &Observation) {

@@ -92,6 +92,12 @@ impl Rule {
         let add = match self.averaging {
             Averaging::Exponential => self.momentum,
             Averaging::Cumulative => 1.0 / (batches as f64 + 1.0),
+            // 1 less what is left of the initial values.
+            Averaging::Debiased if self.momentum > 0.0 => {
+                let kept = (1.0 - self.momentum).powf(batches as f64 + 1.0);
+                self.momentum / (1.0 - kept)
+            }
+            Averaging::Debiased => 0.0,
         };
         Update {
             keep: 1.0 - add,
@@ -226,10 +232,22 @@ impl Rule {
     fn keep(&self, batches: u64, skipped: &Tensor<1>) -> Amount {
         match self.averaging {
             Averaging::Exponential => Amount::Same(1.0 - self.momentum),
-            Averaging::Cumulative => {
+            Averaging::Debiased if self.momentum == 0.0 || self.momentum == 1.0 => {
+                Amount::Same(1.0 - self.momentum)
+            }
+            averaging => {
                 // Of the batches that each channel has taken.
                 let count = skipped.clone().neg() + (batches as f64 + 1.0);
-                Amount::each(count.recip().neg() + 1.0)
+                let add = match averaging {
+                    Averaging::Debiased => {
+                        let kept = (count.clone() * (1.0 - self.momentum).ln()).exp();
+                        let add = (kept.neg() + 1.0).recip() * self.momentum;
+                        // Exactly, for what must replace even a NaN.
+                        add.mask_fill(count.equal_elem(1.0), 1.0)
+                    }
+                    _ => count.recip(),
+                };
+                Amount::each(add.neg() + 1.0)
             }
         }
     }

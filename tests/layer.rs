@@ -14,4 +14,5 @@ mod refusals;
 mod runner;
 mod state;
 mod training;
+mod weights;
 mod workers;

@@ -41,6 +41,7 @@
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state, in two differentiable halves
+//! - `store` (feature `store`): weights of PyTorch, Keras and Flax, in and out
 //!
 //! # The house
 //!
@@ -87,6 +88,7 @@
 mod backends;
 mod checks;
 mod config;
+mod convert;
 mod error;
 pub mod functional;
 mod layer;
@@ -99,9 +101,12 @@ mod operands;
 mod ops;
 mod options;
 mod statistics;
+#[cfg(feature = "store")]
+pub mod store;
 mod view;
 
 pub use config::{Activation, Averaging, BatchNormConfig, SingleValue, Variance};
+pub use convert::ConversionError;
 pub use error::BatchNormError;
 pub use layer::BatchNorm;
 pub use statistics::fields::{BatchCounter, RunningState};

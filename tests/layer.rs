@@ -4,6 +4,7 @@ mod burn_nn;
 mod common;
 mod drop_in;
 mod epilogue;
+mod folding;
 mod functional;
 mod goldens;
 mod memory;

@@ -41,6 +41,7 @@
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state, in two differentiable halves
+//! - [`fold`]: batch norm folded into its neighbours, for inference
 //! - `store` (feature `store`): weights of PyTorch, Keras and Flax, in and out
 //!
 //! # The house
@@ -90,6 +91,7 @@ mod checks;
 mod config;
 mod convert;
 mod error;
+pub mod fold;
 pub mod functional;
 mod layer;
 mod module;

@@ -45,6 +45,8 @@
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state, in two differentiable halves
+//! - [`fold`]: batch norm folded into its neighbours, for inference
+//! - `store` (feature `store`): weights of PyTorch, Keras and Flax, in and out
 //!
 //! # The house
 //!
@@ -79,7 +81,9 @@
 mod backends;
 mod checks;
 mod config;
+mod convert;
 mod error;
+pub mod fold;
 pub mod functional;
 mod layer;
 mod module;
@@ -91,12 +95,15 @@ mod operands;
 mod ops;
 mod options;
 mod statistics;
+#[cfg(feature = "store")]
+pub mod store;
 mod view;
 
 pub use config::{
     Activation, Averaging, BatchNormConfig, Bound, Ghost, GhostVariance, Inference, MaskedOutput,
     Memory, NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
 };
+pub use convert::ConversionError;
 pub use error::BatchNormError;
 pub use layer::{BatchNorm, With};
 pub use options::domains::{DomainBatchNorm, DomainBatchNormConfig};

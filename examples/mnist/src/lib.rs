@@ -40,7 +40,7 @@ pub mod folder;
 pub mod history;
 mod metrics;
 pub mod model;
-mod plots;
+pub mod plots;
 mod predict;
 mod progress;
 mod quiet;

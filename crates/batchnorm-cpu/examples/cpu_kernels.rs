@@ -1,7 +1,7 @@
 //! Times the training kernels into warm memory and compares them with the bandwidth of copying.
 //!
 //! ```text
-//! cargo run --release --example cpu_kernels -- ['[SHAPE'] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue none|relu|add-relu]
+//! cargo run --release --example cpu_kernels -- ['[SHAPE'] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue [add-]none|relu|silu|gelu|gelu-tanh|hard-swish|sigmoid|tanh]
 //!     [--ramp | --odd-channel] [--size MAGNITUDE]
 //! ```
 //!
@@ -176,12 +176,17 @@ fn main() {
         ramp: flag("--ramp"),
         odd_channel: flag("--odd-channel"),
         size: after("--size").map_or(1.0, |s| s.parse().expect("a number")),
-        activation: if epilogue.ends_with("relu") {
-            Activation::Relu
-        } else {
-            Activation::None
+        activation: match epilogue.trim_start_matches("add-") {
+            "relu" => Activation::Relu,
+            "silu" => Activation::Silu,
+            "gelu" => Activation::Gelu,
+            "gelu-tanh" => Activation::GeluTanh,
+            "hard-swish" => Activation::HardSwish,
+            "sigmoid" => Activation::Sigmoid,
+            "tanh" => Activation::Tanh,
+            _ => Activation::None,
         },
-        residual: epilogue == "add-relu",
+        residual: epilogue.starts_with("add-"),
     };
     println!(
         "{} threads; medians in ms; x = multiple of the floor",

@@ -1,4 +1,6 @@
-//! What can be fused behind the normalization: a residual, and a piecewise linear activation of three pieces.
+//! What can be fused behind the normalization: a residual, and an activation.
+//!
+//! ReLU and its family are piecewise linear, of three pieces:
 //!
 //! ```text
 //!   act(v) = slope * v + offset   where v < low
@@ -6,8 +8,8 @@
 //!            high                 where v > high
 //! ```
 //!
-//! ReLU and its family are all of this form. The derivative is `slope`, 1 or 0 and follows from `v` alone, and `v` follows from the input and
-//! the saved statistics: the backward pass recomputes it, so that no output has to be kept. A new member is one line in [`Pieces::new`].
+//! The others are curves (`simd/curves.rs`). The derivative of all follows from `v` alone, and `v` follows from the input and the saved statistics:
+//! the backward pass recomputes it, so that no output has to be kept. A new member is one line in [`Applied::new`], and for a curve its formulas.
 
 use crate::{Accum, Element, Error, Layout};
 
@@ -33,6 +35,19 @@ pub enum Activation {
         /// The largest output; not less than `min`.
         max: f64,
     },
+    /// `v * sigmoid(v)`, also known as swish (Elfwing, Uchibe and Doya, 2017). 0 at negative infinity.
+    Silu,
+    /// `v * P(v)`, with the distribution function of the standard normal, `P(v) = (1 + erf(v / sqrt(2))) / 2` (Hendrycks and Gimpel, 2016). 0 at
+    /// negative infinity.
+    Gelu,
+    /// The approximation of [`Gelu`](Self::Gelu) in the same paper, `v * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 * v^3))) / 2`.
+    GeluTanh,
+    /// `v * min(max(v + 3, 0), 6) / 6` (Howard et al., 2019). 0 at negative infinity.
+    HardSwish,
+    /// `1 / (1 + exp(-v))`.
+    Sigmoid,
+    /// `tanh(v)`.
+    Tanh,
 }
 
 /// What follows the normalization, in one pass with it: `act(normalized + residual)`.
@@ -70,12 +85,63 @@ impl<E> From<Activation> for Epilogue<'_, E> {
 
 impl<E: Element> Epilogue<'_, E> {
     pub(crate) fn check(&self, layout: &Layout) -> Result<(), Error> {
-        Pieces::<E::Accum>::new(self.activation)?;
+        Applied::<E::Accum>::new(self.activation)?;
         match self.residual {
             Some(residual) => layout.expect_elements("residual", residual.len()),
             None => Ok(()),
         }
     }
+}
+
+/// An activation as the kernels have it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Applied<A> {
+    Nothing,
+    Pieces(Pieces<A>),
+    Curve(Curve),
+}
+
+impl<A: Accum> Applied<A> {
+    /// Refuses parameters that are not finite, or not in order, once they are rounded to `A`.
+    pub(crate) fn new(activation: Activation) -> Result<Self, Error> {
+        let pieces = |low, slope, offset, high| Self::Pieces(Pieces::new(low, slope, offset, high));
+        let valid = match activation {
+            Activation::Clamp { min, max } => min <= max,
+            Activation::LeakyRelu(slope) => A::from_f64(slope).to_f64().is_finite(),
+            _ => true,
+        };
+        if !valid {
+            return Err(Error::Value {
+                name: "activation",
+                expected: "of a finite slope and of bounds in order",
+                got: format!("{activation:?}"),
+            });
+        }
+        Ok(match activation {
+            Activation::None => Self::Nothing,
+            Activation::Relu => pieces(0.0, 0.0, 0.0, f64::NAN),
+            Activation::LeakyRelu(slope) => pieces(0.0, slope, 0.0, f64::NAN),
+            Activation::Relu6 => pieces(0.0, 0.0, 0.0, 6.0),
+            Activation::Clamp { min, max } => pieces(min, 0.0, min, max),
+            Activation::Silu => Self::Curve(Curve::Silu),
+            Activation::Gelu => Self::Curve(Curve::Gelu),
+            Activation::GeluTanh => Self::Curve(Curve::GeluTanh),
+            Activation::HardSwish => Self::Curve(Curve::HardSwish),
+            Activation::Sigmoid => Self::Curve(Curve::Sigmoid),
+            Activation::Tanh => Self::Curve(Curve::Tanh),
+        })
+    }
+}
+
+/// The activations that are not piecewise linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Curve {
+    Silu,
+    Gelu,
+    GeluTanh,
+    HardSwish,
+    Sigmoid,
+    Tanh,
 }
 
 /// The three pieces, in the type of the arithmetic. A bound of NaN is one that nothing crosses, since comparisons with NaN are false.
@@ -90,39 +156,25 @@ pub(crate) struct Pieces<A> {
 }
 
 impl<A: Accum> Pieces<A> {
-    /// Refuses parameters that are not finite, or not in order, once they are rounded to `A`.
-    pub(crate) fn new(activation: Activation) -> Result<Self, Error> {
-        let (low, slope, offset, high) = match activation {
-            Activation::None => (f64::NAN, 1.0, 0.0, f64::NAN),
-            Activation::Relu => (0.0, 0.0, 0.0, f64::NAN),
-            Activation::LeakyRelu(slope) => (0.0, slope, 0.0, f64::NAN),
-            Activation::Relu6 => (0.0, 0.0, 0.0, 6.0),
-            Activation::Clamp { min, max } => (min, 0.0, min, max),
-        };
-        let valid = match activation {
-            Activation::Clamp { min, max } => min <= max,
-            _ => A::from_f64(slope).to_f64().is_finite(),
-        };
-        if !valid {
-            return Err(Error::Value {
-                name: "activation",
-                expected: "of a finite slope and of bounds in order",
-                got: format!("{activation:?}"),
-            });
-        }
+    fn new(low: f64, slope: f64, offset: f64, high: f64) -> Self {
         let [low, slope, offset, high] = [low, slope, offset, high].map(A::from_f64);
         let floor = if slope == A::default() {
             -A::LARGEST.to_f64()
         } else {
             f64::NEG_INFINITY
         };
-        Ok(Self {
+        Self {
             low,
             slope,
             offset,
             high,
             floor: A::from_f64(floor),
-        })
+        }
+    }
+
+    /// One piece: `v`.
+    pub(crate) fn identity() -> Self {
+        Self::new(f64::NAN, 1.0, 0.0, f64::NAN)
     }
 }
 
@@ -140,7 +192,7 @@ mod tests {
             clamp(1.0, 0.0),
             clamp(f64::NAN, 0.0),
         ] {
-            assert!(Pieces::<f32>::new(activation).is_err(), "{activation:?}");
+            assert!(Applied::<f32>::new(activation).is_err(), "{activation:?}");
         }
         for activation in [
             Activation::LeakyRelu(-0.5),
@@ -148,8 +200,8 @@ mod tests {
             clamp(f64::NEG_INFINITY, 6.0),
             clamp(f64::NEG_INFINITY, f64::INFINITY),
         ] {
-            assert!(Pieces::<f32>::new(activation).is_ok(), "{activation:?}");
+            assert!(Applied::<f32>::new(activation).is_ok(), "{activation:?}");
         }
-        assert!(Pieces::<f64>::new(Activation::LeakyRelu(1e39)).is_ok());
+        assert!(Applied::<f64>::new(Activation::LeakyRelu(1e39)).is_ok());
     }
 }

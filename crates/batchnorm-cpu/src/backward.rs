@@ -32,12 +32,12 @@
 
 use std::ops::Range;
 
-use crate::activation::{Activation, Epilogue};
+use crate::activation::{Activation, Applied, Epilogue};
 use crate::cut::PerChannel;
 use crate::driver;
-use crate::forward::{Normalized, pieces, set_applied};
+use crate::forward::{Normalized, applied, set_applied, with_residual};
 use crate::memory::{InOut, Output};
-use crate::simd::kernels::{GradientSums, Kernel, XGradient};
+use crate::simd::kernels::{Activate, Curved, GradientSums, Kernel, Nothing, XGradient};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
 use crate::simd::{Isa, Plain};
@@ -140,53 +140,33 @@ pub(crate) struct Backward<'a, E: Element> {
 
 impl<E: Element> Backward<'_, E> {
     pub(crate) fn run(mut self) {
-        let Epilogue {
-            residual,
-            activation,
-        } = self.epilogue;
-        let activated = activation != Activation::None;
-        if !activated && let Some(out) = self.out.residual.take() {
+        let activation = applied(self.epilogue.activation);
+        if let Applied::Nothing = activation
+            && let Some(out) = self.out.residual.take()
+        {
             // g is dy, so this is a copy; before dy may be overwritten.
             let ones = vec![E::Accum::from_f64(1.0); self.layout.channels()];
             scaled(self.layout, self.y_grad.input_to(out), &ones);
         }
-        let pieces = pieces(activation);
-        // Without x_grad, that of the residual, g, is the first output.
-        let x_grad = self.y_grad.has_output();
-        let both = x_grad && self.out.residual.is_some();
-        let of_batch = x_grad && matches!(self.saved, Saved::Batch(_));
-        let of_batch = E::Accum::from_f64(f64::from(u8::from(of_batch)));
-        let activation = pieces;
-        match (activated, residual.is_some(), both) {
-            (false, ..) => self.with(
-                GradientSums::<_, false, false>(pieces),
-                XGradient::<_, false, false, false> {
-                    activation,
-                    of_batch,
-                },
-            ),
-            (true, false, _) => self.with(
-                GradientSums::<_, true, false>(pieces),
-                XGradient::<_, true, false, false> {
-                    activation,
-                    of_batch,
-                },
-            ),
-            (true, true, false) => self.with(
-                GradientSums::<_, true, true>(pieces),
-                XGradient::<_, true, true, false> {
-                    activation,
-                    of_batch,
-                },
-            ),
-            (true, true, true) => self.with(
-                GradientSums::<_, true, true>(pieces),
-                XGradient::<_, true, true, true> {
-                    activation,
-                    of_batch,
-                },
-            ),
+        let residual = self.epilogue.residual.is_some();
+        match (activation, residual) {
+            (Applied::Nothing, _) => self.behind::<_, false>(Nothing),
+            (Applied::Pieces(pieces), false) => self.behind::<_, false>(pieces),
+            (Applied::Pieces(pieces), true) => self.behind::<_, true>(pieces),
+            (Applied::Curve(curve), _) => self.behind::<_, true>(Curved { curve, residual }),
         }
+    }
+
+    fn behind<Act: Activate<E::Accum>, const RESIDUAL: bool>(self, activation: Act) {
+        let of_batch = self.y_grad.has_output() && matches!(self.saved, Saved::Batch(_));
+        let of_batch = E::Accum::from_f64(f64::from(u8::from(of_batch)));
+        self.with(
+            GradientSums::<_, RESIDUAL>(activation),
+            XGradient::<_, _, RESIDUAL> {
+                activation,
+                of_batch,
+            },
+        );
     }
 
     fn with<R: Kernel<E::Accum>, K: Kernel<E::Accum>>(self, sums: R, kernel: K) {
@@ -235,10 +215,9 @@ impl<E: Element> Backward<'_, E> {
         if !writes && !parameters {
             return;
         }
-        let mut tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
-        if let Some(residual) = epilogue.residual {
-            tile = tile.read(residual);
-        }
+        let tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
+        let mut tile = with_residual(tile, epilogue, kernel);
+        // Without x_grad it is the first output.
         if let Some(residual_grad) = out.residual {
             tile = tile.write(residual_grad);
         }

@@ -4,7 +4,9 @@
 //! they are stored. `f32` and `f64` compute in themselves within a block and in `f64` between blocks (`simd/moments.rs`).
 
 use half::{bf16, f16};
-use macerator::{ReduceAdd, Scalar, Simd, VAdd, VEq, VMul, VMulAdd, VOrd, VSelect, VSub, Vector};
+use macerator::{
+    ReduceAdd, Scalar, Simd, VAdd, VDiv, VEq, VMul, VMulAdd, VOrd, VSelect, VSub, Vector,
+};
 
 use crate::compiled::Compiled;
 use crate::simd::MAX_LANES;
@@ -58,6 +60,7 @@ pub trait Accum:
     + VAdd
     + VSub
     + VMul
+    + VDiv
     + VMulAdd
     + VEq
     + VOrd

@@ -18,11 +18,11 @@
 
 use std::ops::Range;
 
-use crate::activation::{Activation, Epilogue, Pieces};
+use crate::activation::{Activation, Applied, Epilogue, Pieces};
 use crate::cut::PerChannel;
 use crate::driver;
 use crate::memory::InOut;
-use crate::simd::kernels::{Kernel, Normalize};
+use crate::simd::kernels::{Curved, Kernel, Normalize, Nothing};
 use crate::simd::moments::Moments;
 use crate::simd::tile::Tile;
 use crate::simd::{Isa, Plain};
@@ -195,11 +195,15 @@ pub(crate) struct Train<'a, E: Element> {
 
 impl<E: Element> Train<'_, E> {
     pub(crate) fn run(self) {
-        let pieces = pieces(self.epilogue.activation);
-        match (self.epilogue.residual, self.epilogue.activation) {
-            (None, Activation::None) => self.with(Normalize::<_, false, false>(pieces)),
-            (None, _) => self.with(Normalize::<_, true, false>(pieces)),
-            (Some(_), _) => self.with(Normalize::<_, true, true>(pieces)),
+        let residual = self.epilogue.residual.is_some();
+        match (applied(self.epilogue.activation), residual) {
+            (Applied::Nothing, false) => self.with(Normalize::<_, false>(Nothing)),
+            (Applied::Nothing, true) => self.with(Normalize::<_, true>(Pieces::identity())),
+            (Applied::Pieces(pieces), false) => self.with(Normalize::<_, false>(pieces)),
+            (Applied::Pieces(pieces), true) => self.with(Normalize::<_, true>(pieces)),
+            (Applied::Curve(curve), residual) => {
+                self.with(Normalize::<_, true>(Curved { curve, residual }))
+            }
         }
     }
 
@@ -213,7 +217,7 @@ impl<E: Element> Train<'_, E> {
             out,
         } = self;
         let tile = Tile::new(&layout.flattened()).read_write(x);
-        let tile = with_residual(tile, epilogue);
+        let tile = with_residual(tile, epilogue, kernel);
         let n = layout.samples_per_channel().max(1) as f64;
         let mut applied = vec![E::Accum::default(); 2 * layout.channels()];
         let (scale, shift) = applied.split_at_mut(layout.channels());
@@ -262,17 +266,21 @@ pub(crate) struct Normalized<'a, E: Element> {
 
 impl<E: Element> Normalized<'_, E> {
     pub(crate) fn run(self) {
-        let pieces = pieces(self.epilogue.activation);
-        match (self.epilogue.residual, self.epilogue.activation) {
-            (None, Activation::None) => self.with(Normalize::<_, false, false>(pieces)),
-            (None, _) => self.with(Normalize::<_, true, false>(pieces)),
-            (Some(_), _) => self.with(Normalize::<_, true, true>(pieces)),
+        let residual = self.epilogue.residual.is_some();
+        match (applied(self.epilogue.activation), residual) {
+            (Applied::Nothing, false) => self.with(Normalize::<_, false>(Nothing)),
+            (Applied::Nothing, true) => self.with(Normalize::<_, true>(Pieces::identity())),
+            (Applied::Pieces(pieces), false) => self.with(Normalize::<_, false>(pieces)),
+            (Applied::Pieces(pieces), true) => self.with(Normalize::<_, true>(pieces)),
+            (Applied::Curve(curve), residual) => {
+                self.with(Normalize::<_, true>(Curved { curve, residual }))
+            }
         }
     }
 
     fn with<K: Kernel<E::Accum>>(self, kernel: K) {
         let tile = Tile::new(&self.layout.flattened()).read_write(self.x);
-        let tile = with_residual(tile, self.epilogue);
+        let tile = with_residual(tile, self.epilogue, kernel);
         let [mean, scale, shift] = self.params;
         let params = [mean, scale, shift, &[], &[], &[]];
         driver::apply(self.layout, tile, kernel, params);
@@ -320,13 +328,18 @@ fn rounded<A: Accum>(n: f64, [means, m2s]: [&[f64]; 2], [mean, mean_lo, variance
     }
 }
 
-pub(crate) fn pieces<A: Accum>(activation: Activation) -> Pieces<A> {
-    Pieces::new(activation).expect("checked by the public function")
+pub(crate) fn applied<A: Accum>(activation: Activation) -> Applied<A> {
+    Applied::new(activation).expect("checked by the public function")
 }
 
-fn with_residual<'a, E: Element>(tile: Tile<'a, E>, epilogue: Epilogue<'a, E>) -> Tile<'a, E> {
+/// Adds what follows x (and the gradient of y) among the inputs of kernel `K`.
+pub(crate) fn with_residual<'a, E: Element, K: Kernel<E::Accum>>(
+    tile: Tile<'a, E>,
+    epilogue: Epilogue<'a, E>,
+    _kernel: K,
+) -> Tile<'a, E> {
     match epilogue.residual {
         Some(residual) => tile.read(residual),
-        None => tile,
+        None => tile.read_first_for::<K>(),
     }
 }

@@ -47,15 +47,17 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
     while row < rows {
         let first = row;
         let end = rows.min(row + ROWS_BETWEEN_EDGES);
-        if K::OUTPUTS == 0 && K::INPUTS > 1 {
-            while row + 2 <= end {
-                registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums);
-                row += 2;
-            }
-        } else if K::OUTPUTS == 0 || !wide {
-            while row + 4 <= end {
-                registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums);
-                row += 4;
+        if K::UNROLLED {
+            if K::OUTPUTS == 0 && K::INPUTS > 1 {
+                while row + 2 <= end {
+                    registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums);
+                    row += 2;
+                }
+            } else if K::OUTPUTS == 0 || !wide {
+                while row + 4 <= end {
+                    registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums);
+                    row += 4;
+                }
             }
         }
         while row < end {

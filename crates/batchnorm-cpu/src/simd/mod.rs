@@ -6,6 +6,7 @@
 //! | `rows.rs`, `columns.rs` | the two loops that drive any kernel: along one channel, and across channels |
 //! | `tile.rs` | [`Tile`](tile::Tile): pointers together with the rectangle that they are valid for |
 //! | `lanes.rs`, `half.rs` | one register: loading, storing, converting |
+//! | `curves.rs` | the activations that are not piecewise linear, and exp |
 //! | `moments.rs` | mean and variance: the algorithm, and its prose |
 //! | `tasks.rs` | what a thread does in one go: a partial reduction, or a kernel that writes, over some channels |
 //!
@@ -21,6 +22,7 @@ use std::cell::Cell;
 use macerator::{Arch, Simd, WithSimd};
 
 pub(crate) mod columns;
+mod curves;
 pub(crate) mod half;
 pub(crate) mod kernels;
 mod lanes;

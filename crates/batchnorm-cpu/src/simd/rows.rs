@@ -56,7 +56,7 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
         // their size, and the partial ones in `0..head` and `whole..cols`. Behind the head, addresses are aligned.
         unsafe {
             let mut i = head;
-            while i + UNROLL * lanes <= whole {
+            while K::UNROLLED && i + UNROLL * lanes <= whole {
                 let at = start + i;
                 if let Some(ahead) = ahead {
                     for next in (0..UNROLL * lanes).step_by(line) {

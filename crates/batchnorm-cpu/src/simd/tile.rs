@@ -78,6 +78,15 @@ impl<'a, E: Element> Tile<'a, E> {
         self
     }
 
+    /// Adds the first input once more for each that kernel `K` reads and the tile does not have.
+    pub(crate) fn read_first_for<K: Kernel<E::Accum>>(mut self) -> Self {
+        while self.arity.0 < K::INPUTS {
+            self.inputs[self.arity.0] = self.inputs[0];
+            self.arity.0 += 1;
+        }
+        self
+    }
+
     /// Adds an output.
     pub(crate) fn write(mut self, output: Output<'a, E>) -> Self {
         let start = output.into_start(self.elements());
@@ -182,10 +191,10 @@ impl<'a, E: Element> Tile<'a, E> {
         part
     }
 
-    /// Panics unless the tile has all that kernel `K` reads and writes.
+    /// Panics unless the tile has all that kernel `K` reads, and the first that it writes.
     #[inline(always)]
     pub(super) fn expect<K: Kernel<E::Accum>>(&self) {
-        assert!(K::INPUTS <= self.arity.0 && K::OUTPUTS <= self.arity.1);
+        assert!(K::INPUTS <= self.arity.0 && K::OUTPUTS.min(1) <= self.arity.1);
     }
 
     /// Whether the runs of this tile are to be written with streaming stores.
@@ -220,7 +229,7 @@ impl<'a, E: Element> Tile<'a, E> {
             }
         }
         if outputs {
-            for output in self.outputs.iter().take(K::OUTPUTS) {
+            for output in self.outputs.iter().take(K::OUTPUTS.min(self.arity.1)) {
                 lanes::prefetch(output.wrapping_add(at));
             }
         }
@@ -245,7 +254,7 @@ impl<'a, E: Element> Tile<'a, E> {
         loaded
     }
 
-    /// Stores `n` lanes at position `at` of each output of `K`.
+    /// Stores `n` lanes at position `at` of each output of `K` that the tile has.
     ///
     /// # Safety
     ///
@@ -259,9 +268,12 @@ impl<'a, E: Element> Tile<'a, E> {
         streaming: bool,
     ) {
         for i in 0..K::OUTPUTS {
+            if i > 0 && i >= self.arity.1 {
+                return;
+            }
             let streaming = streaming && (i == 0 || self.alike::<S>(i));
-            // SAFETY: outputs are valid in the grid, and exclusive: this tile is borrowed mutably, and its parts are disjoint. The first is aligned
-            // as the caller says, the others if they are aligned like it.
+            // SAFETY: the outputs that the tile has (the first, by `expect`) are valid in the grid, and exclusive: this tile is borrowed mutably,
+            // and its parts are disjoint. The first is aligned as the caller says, the others if they are aligned like it.
             unsafe { lanes::store(self.outputs[i].add(at), n, values[i], streaming) };
         }
     }

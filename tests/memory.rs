@@ -142,7 +142,7 @@ fn keeping_the_output_holds_one_tensor_less_a_layer() {
             let config = BatchNormConfig::new(SHAPE[1])
                 .with_activation(Activation::LeakyRelu(0.01))
                 .with_memory(memory);
-            let layers = [(); 4].map(|()| config.init(&device));
+            let layers = [(); 8].map(|()| config.init(&device));
             // An operation between that keeps what it is given, as a convolution does, and one that makes
             // an input of its own for the layer.
             move |x: Tensor<4>| layers.iter().fold(x, |x, norm| norm.forward(x.clone() * x))
@@ -153,6 +153,7 @@ fn keeping_the_output_holds_one_tensor_less_a_layer() {
             step(&x, &network);
             step(&x, &network)
         });
-        assert!(held[1] < held[0] - 2.5, "{name}: {held:?} tensors");
+        // Of eight, less what a backward pass makes for a moment.
+        assert!(held[1] < held[0] - 5.0, "{name}: {held:?} tensors");
     }
 }

@@ -54,7 +54,8 @@
 //! `moments` and `normalize`, and one line of the layer.
 //!
 //! ```text
-//!  layer.rs        BatchNorm: checks, chooses the statistics, runs
+//!  layer.rs        BatchNorm: what it is and what it holds
+//!   |  pass.rs     forward: checks, chooses the statistics, runs
 //!   |  module.rs   as a Burn module: what records, optimizers and forks see
 //!   |  config/     what it can be told           error.rs  what it refuses
 //!   |
@@ -94,6 +95,7 @@ mod operands;
 )]
 mod ops;
 mod options;
+mod pass;
 mod statistics;
 #[cfg(feature = "store")]
 pub mod store;
@@ -105,7 +107,7 @@ pub use config::{
 };
 pub use convert::ConversionError;
 pub use error::BatchNormError;
-pub use layer::{BatchNorm, With};
+pub use layer::BatchNorm;
 pub use options::domains::{DomainBatchNorm, DomainBatchNormConfig};
 pub use options::frozen::FrozenBatchNorm;
 pub use options::health::{Health, LayerHealth, health};
@@ -113,4 +115,5 @@ pub use options::hold::{Held, hold};
 pub use options::mask::Mask;
 pub use options::recalibrate::{Recalibration, recalibrate};
 pub use options::snapshot::Snapshot;
+pub use pass::With;
 pub use statistics::fields::{BatchCounter, RunningState};

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::layer::With;
 use crate::operands::Parameter;
+use crate::pass::With;
 use crate::{BatchNorm, BatchNormConfig, BatchNormError};
 
 /// Configuration of [`DomainBatchNorm`].

@@ -19,9 +19,9 @@ use burn::tensor::Tensor;
 
 use crate::BatchNorm;
 use crate::config::{MaskedOutput, Statistics};
-use crate::layer::Source;
 use crate::operands::Operands;
 use crate::options::scope::Scope;
+use crate::pass::Source;
 use crate::statistics::{Observation, Values, rows};
 
 /// A pass of a layer by `source`, over positions of these weights, `[outer, 1 or channels, inner]`.

@@ -20,6 +20,7 @@ mod amount;
 pub(crate) mod fields;
 mod observation;
 mod update;
+mod values;
 mod worker;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,8 @@ pub(crate) use amount::like;
 pub(crate) use observation::packed;
 use update::Taken;
 pub use update::Update;
-pub(crate) use update::{Observation, Renormed, Rule, Values};
+pub(crate) use update::{Observation, Rule};
+pub(crate) use values::{Renormed, Values};
 use worker::{Group, Report, Role};
 
 use crate::checks::{cast, to_device};

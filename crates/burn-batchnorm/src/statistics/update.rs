@@ -1,37 +1,13 @@
 //! The one formula by which running statistics change.
 
 use burn::backend::Dispatch;
-use burn::module::ParamId;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 
 use super::amount::{Amount, like};
-use super::rows;
+use super::{Renormed, Values, rows};
 use crate::checks::cast;
 use crate::ops::composed;
 use crate::{Averaging, NonFinite, Variance};
-
-/// What the running statistics are at one moment, tensors of shape `[channels]`.
-#[derive(Debug, Clone)]
-pub(crate) struct Values {
-    pub(crate) mean: Tensor<1>,
-    pub(crate) variance: Tensor<1>,
-    /// The number of batches that were handed in.
-    pub(crate) batches: u64,
-    /// How many of them each channel has left out. None: none of them ever could be.
-    pub(crate) skipped: Option<Tensor<1>>,
-    /// What batch renormalization keeps beside them, if it does.
-    pub(crate) renorm: Option<Renormed>,
-}
-
-/// The statistics of [`Reference::Separate`](crate::Reference::Separate), by Keras's names.
-#[derive(Debug, Clone)]
-pub(crate) struct Renormed {
-    /// By which optimizers and records know the three.
-    pub(crate) ids: [ParamId; 3],
-    pub(crate) renorm_mean: Tensor<1>,
-    pub(crate) renorm_stddev: Tensor<1>,
-    pub(crate) moving_stddev: Tensor<1>,
-}
 
 /// One update of the running statistics: `new = keep * old + add * batch`.
 ///
@@ -92,8 +68,10 @@ impl Rule {
         let add = match self.averaging {
             Averaging::Exponential => self.momentum,
             Averaging::Cumulative => 1.0 / (batches as f64 + 1.0),
-            // 1 less what is left of the initial values.
+            // Exactly, for what must replace even a NaN.
+            Averaging::Debiased if batches == 0 && self.momentum > 0.0 => 1.0,
             Averaging::Debiased if self.momentum > 0.0 => {
+                // 1 less what is left of the initial values.
                 let kept = (1.0 - self.momentum).powf(batches as f64 + 1.0);
                 self.momentum / (1.0 - kept)
             }
@@ -240,7 +218,9 @@ impl Rule {
                 let count = skipped.clone().neg() + (batches as f64 + 1.0);
                 let add = match averaging {
                     Averaging::Debiased => {
-                        let kept = (count.clone() * (1.0 - self.momentum).ln()).exp();
+                        // In f32: Vulkan has no exponential function of f64.
+                        let exponent = cast(count.clone(), DType::F32) * (1.0 - self.momentum).ln();
+                        let kept = cast(exponent.exp(), count.dtype());
                         let add = (kept.neg() + 1.0).recip() * self.momentum;
                         // Exactly, for what must replace even a NaN.
                         add.mask_fill(count.equal_elem(1.0), 1.0)
@@ -305,104 +285,6 @@ impl Blender<'_> {
         match self.enters {
             Some(enters) => old.clone().mask_where(enters.clone(), like(&new, old)),
             None => new,
-        }
-    }
-}
-
-impl Values {
-    /// Mean 0, variance 1 and no batch, at the place and in the type of these.
-    pub(crate) fn fresh(mean: Tensor<1>, variance: Tensor<1>) -> Self {
-        Self {
-            mean,
-            variance,
-            batches: 0,
-            skipped: None,
-            renorm: None,
-        }
-    }
-
-    /// Every statistic changed in the same way.
-    pub(crate) fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
-        Self {
-            mean: f(&self.mean),
-            variance: f(&self.variance),
-            batches: self.batches,
-            skipped: self.skipped.as_ref().map(&f),
-            renorm: self.renorm.as_ref().map(|renorm| renorm.map(&f)),
-        }
-    }
-
-    /// The number of batches that entered: those that every channel left out do not count. Waits for the
-    /// device where any could have been.
-    pub(crate) fn entered(&self) -> u64 {
-        let skipped = self
-            .skipped
-            .clone()
-            .map(|skipped| skipped.min().into_data());
-        let skipped = skipped.and_then(|skipped| skipped.iter::<f64>().next());
-        self.batches.saturating_sub(skipped.unwrap_or(0.0) as u64)
-    }
-
-    /// Every statistic combined with its counterpart, those of a separate reference by `g`. The counts are
-    /// these.
-    pub(crate) fn zip(
-        &self,
-        other: &Self,
-        f: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
-        g: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
-    ) -> Self {
-        Self {
-            mean: f(&self.mean, &other.mean),
-            variance: f(&self.variance, &other.variance),
-            batches: self.batches,
-            skipped: self.skipped.clone(),
-            renorm: match (&self.renorm, &other.renorm) {
-                (Some(renorm), Some(other)) => Some(Renormed {
-                    ids: renorm.ids,
-                    renorm_mean: g(&renorm.renorm_mean, &other.renorm_mean),
-                    renorm_stddev: g(&renorm.renorm_stddev, &other.renorm_stddev),
-                    moving_stddev: f(&renorm.moving_stddev, &other.moving_stddev),
-                }),
-                (renorm, _) => renorm.clone(),
-            },
-        }
-    }
-}
-
-impl Renormed {
-    /// At first: mean 0 and standard deviation 1.
-    pub(crate) fn fresh(ids: [ParamId; 3], mean: &Tensor<1>) -> Self {
-        Self {
-            ids,
-            renorm_mean: mean.zeros_like(),
-            renorm_stddev: mean.ones_like(),
-            moving_stddev: mean.ones_like(),
-        }
-    }
-
-    /// In the order of their ids.
-    pub(crate) fn tensors(self) -> [Tensor<1>; 3] {
-        [self.renorm_mean, self.renorm_stddev, self.moving_stddev]
-    }
-
-    /// Of three ids and tensors, in that order.
-    pub(crate) fn of(parts: [(ParamId, Tensor<1>); 3]) -> Self {
-        let ids = parts.each_ref().map(|(id, _)| *id);
-        let [renorm_mean, renorm_stddev, moving_stddev] = parts.map(|(_, tensor)| tensor);
-        Self {
-            ids,
-            renorm_mean,
-            renorm_stddev,
-            moving_stddev,
-        }
-    }
-
-    fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
-        Self {
-            ids: self.ids,
-            renorm_mean: f(&self.renorm_mean),
-            renorm_stddev: f(&self.renorm_stddev),
-            moving_stddev: f(&self.moving_stddev),
         }
     }
 }

@@ -8,6 +8,12 @@
 //! | `gamma`, `beta`, `running_mean`, `running_var`   | `[channels]`, optional                     |
 //! | `dy`                                             | shape of `x`, optional: gradient of `y`    |
 //! | `residual`                                       | shape of `x`, optional: added to its output |
+//! | `mask` or `weights`, then `mask2`, `mask3`, ..   | which positions count, of `x`, `x2`, ..; optional: |
+//! |                                                  | shape of the batch, or without its channel axis |
+//!
+//! A batch without a mask of its own takes that of `x` where it has the shape of `x`. Everything else that
+//! the layer can do is said by its configuration, whose fields serde names (`statistics`, `inference`,
+//! `update_statistics`, `train_affine`, `non_finite`, `masked_output`, ..).
 //!
 //! Results: `y`, `y2`, ..; `running_mean`, `running_var`, `num_batches_tracked` as they are after
 //! the last batch; `dx`, `dgamma`, `dbeta`, `dresidual` of `sum(y * dy)` where there is a `dy`.
@@ -18,7 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
-use burn_batchnorm::{BatchNorm, BatchNormConfig, BatchNormError, RunningState};
+use burn_batchnorm::{BatchNorm, BatchNormConfig, BatchNormError, Mask, RunningState, With};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -172,10 +178,46 @@ impl Case {
         Ok(layer)
     }
 
+    /// The mask of batch `x{index}`, if there is one.
+    fn mask<const D: usize>(
+        &self,
+        index: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Option<Mask>, CaseError> {
+        let of = |index: &str| {
+            let [mask, weights] =
+                ["mask", "weights"].map(|name| self.tensors.get(&format!("{name}{index}")));
+            match (mask, weights) {
+                (Some(_), Some(_)) => {
+                    Err(malformed("both `mask` and `weights`, expected one of them"))
+                }
+                (mask, weights) => Ok(mask.or(weights)),
+            }
+        };
+        let like_the_first = self.tensors["x"].shape().to_vec() == shape;
+        let data = match of(index)? {
+            None if like_the_first => of("")?,
+            data => data,
+        };
+        let Some(data) = data else {
+            return Ok(None);
+        };
+        let data = data.clone().convert::<f32>();
+        Ok(Some(match data.shape().num_dims() {
+            1 => Mask::from_weights(Tensor::<1>::from_data(data, device)),
+            2 => Mask::from_weights(Tensor::<2>::from_data(data, device)),
+            3 => Mask::from_weights(Tensor::<3>::from_data(data, device)),
+            4 => Mask::from_weights(Tensor::<4>::from_data(data, device)),
+            5 => Mask::from_weights(Tensor::<5>::from_data(data, device)),
+            6 => Mask::from_weights(Tensor::<6>::from_data(data, device)),
+            rank => {
+                return Err(malformed(format!("a mask of rank {rank}, expected 1 to 6")));
+            }
+        }))
+    }
+
     fn run_rank<const D: usize>(&self) -> Result<Tensors, CaseError> {
-        if self.tensors.contains_key("mask") {
-            return Err(CaseError::Unsupported("tensor `mask`".into()));
-        }
         let device = self.device()?;
         let layer = self.layer(&device)?;
         let batch = |name: &str, data: &TensorData| match data.shape().num_dims() {
@@ -194,17 +236,21 @@ impl Case {
             Some(data) => Some(batch("residual", data)?.require_grad()),
             None => None,
         };
-        let y = match residual.clone() {
-            Some(residual) => layer.try_forward_residual(x.clone(), residual)?,
-            None => layer.try_forward(x.clone())?,
+        let with = With {
+            residual: residual.clone(),
+            mask: self.mask("", x.dims(), &device)?,
         };
+        let y = layer.try_forward_with(x.clone(), with)?;
         results.insert("y".into(), read(y.clone()));
 
         for index in 2.. {
             let Some(data) = self.tensors.get(&format!("x{index}")) else {
                 break;
             };
-            let y = layer.try_forward(batch(&format!("x{index}"), data)?)?;
+            let x = batch(&format!("x{index}"), data)?;
+            let mask = self.mask(&index.to_string(), x.dims(), &device)?;
+            let residual = None;
+            let y = layer.try_forward_with(x, With { residual, mask })?;
             results.insert(format!("y{index}"), read(y));
         }
 
@@ -290,7 +336,7 @@ pub fn serialize(
     safetensors::serialize(views, metadata).map_err(malformed)
 }
 
-const DTYPES: [(Dtype, DType); 9] = [
+const DTYPES: [(Dtype, DType); 10] = [
     (Dtype::F64, DType::F64),
     (Dtype::F32, DType::F32),
     (Dtype::F16, DType::F16),
@@ -300,6 +346,8 @@ const DTYPES: [(Dtype, DType); 9] = [
     (Dtype::I16, DType::I16),
     (Dtype::I8, DType::I8),
     (Dtype::U8, DType::U8),
+    // Bytes that are 0 or 1.
+    (Dtype::BOOL, DType::U8),
 ];
 
 fn dtype(dtype: Dtype) -> Option<DType> {

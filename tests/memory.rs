@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use burn_batchnorm::{Activation, BatchNormConfig};
+use burn_batchnorm::{Activation, BatchNormConfig, Memory};
 
 use crate::common::random;
 
@@ -130,5 +130,29 @@ fn inference_writes_over_an_input_that_nobody_else_holds() {
         let given_away = kept + 0.0;
         let held = peak(|| layer.forward(given_away));
         assert!(held < 0.02, "{name}: {held} tensors");
+    }
+}
+
+/// In-place batch normalization: of a chain of layers, each keeps its output alone.
+#[test]
+fn keeping_the_output_holds_one_tensor_less_a_layer() {
+    for (name, device) in cpu_devices() {
+        let device = device.autodiff();
+        let chain = |memory| {
+            let config = BatchNormConfig::new(SHAPE[1])
+                .with_activation(Activation::LeakyRelu(0.01))
+                .with_memory(memory);
+            let layers = [(); 4].map(|()| config.init(&device));
+            // An operation between that keeps what it is given, as a convolution does, and one that makes
+            // an input of its own for the layer.
+            move |x: Tensor<4>| layers.iter().fold(x, |x, norm| norm.forward(x.clone() * x))
+        };
+        let x = random(SHAPE, 1, &device);
+        let held = [Memory::Input, Memory::Output].map(|memory| {
+            let network = chain(memory);
+            step(&x, &network);
+            step(&x, &network)
+        });
+        assert!(held[1] < held[0] - 2.5, "{name}: {held:?} tensors");
     }
 }

@@ -7,7 +7,7 @@ use batchnorm_tests::devices;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, Tensor};
-use burn_batchnorm::{Averaging, BatchNorm, BatchNormConfig};
+use burn_batchnorm::{Averaging, BatchNorm, BatchNormConfig, Mask, NonFinite};
 use proptest::prelude::*;
 
 use crate::common::{random, vector};
@@ -505,5 +505,56 @@ proptest! {
         for model in &models {
             check(model)?;
         }
+    }
+}
+
+/// Workers that leave out batches, or differ in how many positions of theirs count.
+#[test]
+fn workers_are_weighted_by_what_they_took() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let layer = |averaging| {
+            BatchNormConfig::new(1)
+                .with_momentum(0.5)
+                .with_averaging(averaging)
+                .with_non_finite(NonFinite::Skip)
+                .init(&device)
+        };
+        let nan = f32::NAN;
+        // Both leave out the first step, one the second, none the third.
+        let main = layer(Averaging::Cumulative);
+        for [first, second] in [
+            [(nan, 1.0), (nan, 2.0)],
+            [(9.0, 11.0), (nan, 1.0)],
+            [(1.0, 3.0), (3.0, 5.0)],
+        ] {
+            let workers = [worker(&main), worker(&main)];
+            see(&workers[0], first.0, first.1);
+            see(&workers[1], second.0, second.1);
+        }
+        // Of two steps: means 10 and 3, variances 2 and 2.
+        assert_near(statistics(&main), (6.5, 2.0, 2));
+
+        // Three of four positions here, all four there.
+        let main = layer(Averaging::Exponential);
+        let workers = [worker(&main), worker(&main)];
+        let batch = |values: [f32; 4]| Tensor::<1>::from_floats(values, &device).reshape([4, 1]);
+        let mask = Mask::from_weights(Tensor::<1>::from_floats([1.0, 1.0, 1.0, 0.0], &device));
+        workers[0].forward_masked(batch([1.0, 2.0, 3.0, nan]), &mask);
+        workers[1].forward(batch([8.0, 10.0, 8.0, 10.0]));
+        drop(workers);
+        let (mean, ..) = statistics(&main);
+        // Means 1 and 4.5, weighted 3 to 4.
+        assert!((mean - 3.0).abs() < 1e-5, "{name}: {mean}");
+        assert_eq!(vector(main.skipped_updates()), [0.0], "{name}");
+
+        // And a plain pass after a masked one counts by what was taken.
+        let main = layer(Averaging::Cumulative);
+        main.forward_masked(
+            batch([1.0, 2.0, 3.0, 4.0]),
+            &Mask::from_weights(Tensor::<1>::zeros([4], &device)),
+        );
+        main.forward(batch([3.0, 5.0, 3.0, 5.0]));
+        assert_near(statistics(&main), (4.0, 4.0 / 3.0, 1));
     }
 }

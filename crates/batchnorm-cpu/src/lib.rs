@@ -1,7 +1,12 @@
 //! Batch normalization on slices: fused kernels for training and inference, forward and backward.
 //!
+//! In training, every channel of a batch is normalized by the mean and the variance of its own values and then scaled and shifted:
+//! `y = (x - mean) / sqrt(variance + epsilon) * gamma + beta` ([paper](https://arxiv.org/abs/1502.03167)). In inference the statistics are given. This
+//! crate computes both and their gradients, on the CPU, for whoever holds tensors as slices. Users of Burn want the layer on top of it,
+//! `burn-batchnorm`.
+//!
 //! The crate knows no tensor library. It takes slices and a [`Layout`], vectorizes with the best instruction set of the processor that it runs on
-//! (chosen at run time, nothing to compile for), uses the threads of the current rayon pool where that pays, and allocates nothing of the size
+//! (chosen at run time: one binary serves them all), uses the threads of the current rayon pool where that pays, and allocates nothing of the size
 //! of a tensor.
 //!
 //! # One view of memory
@@ -32,6 +37,8 @@
 //! An [`InOut`] says where a result goes: to other memory, which may be uninitialised, or over the input. An [`Epilogue`] is what follows the
 //! normalization in the same pass; its backward recomputes the argument of the activation, so that no output has to be kept.
 //!
+//! # A step of training
+//!
 //! ```
 //! use batchnorm_cpu::*;
 //!
@@ -40,6 +47,7 @@
 //! let x = [1.0f32, 3.0, 0.0, 0.0, -2.0, 2.0, 5.0, 7.0, 0.0, 0.0, -2.0, 2.0];
 //! let affine = Affine { gamma: &[1.0, 1.0, 2.0], beta: &[0.0, 5.0, 0.0] };
 //!
+//! // The output, and what the backward pass needs: four vectors of one value per channel.
 //! let (mut y, mut saved) = ([0.0; 12], [0.0; 4 * 3]);
 //! let out = Statistics::split_mut(&mut saved, 3)?;
 //! train(layout, InOut::new(&x, &mut y[..]), affine, 1e-5, Epilogue::default(), out)?;
@@ -47,7 +55,7 @@
 //! assert_eq!((statistics.mean, statistics.variance), (&[4.0, 0.0, 0.0][..], &[5.0, 0.0, 4.0][..]));
 //! assert_eq!(y[2..4], [5.0, 5.0]); // a constant channel gives exactly beta
 //!
-//! // The gradient is overwritten with that of the input.
+//! // The gradient of y is overwritten with that of x.
 //! let mut gradient = [0.5, -1.0, 2.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0];
 //! let mut beta_grad = [0.0; 3];
 //! let out = Gradients { beta: Some(&mut beta_grad), ..Gradients::default() };
@@ -56,6 +64,8 @@
 //! assert_eq!(beta_grad, [-0.5, 4.0, 1.0]);
 //! # Ok::<(), Error>(())
 //! ```
+//!
+//! The running statistics are the caller's; [`blend`] moves them. [`normalize`] with them is inference.
 //!
 //! # Promises
 //!

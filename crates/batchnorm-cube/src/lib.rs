@@ -1,5 +1,10 @@
 //! Batch normalization in CubeCL: fused forward and backward kernels for every runtime of CubeCL.
 //!
+//! In training, every channel of a batch is normalized by the mean and the variance of its own values and then scaled and shifted:
+//! `y = (x - mean) / sqrt(variance + epsilon) * gamma + beta` ([paper](https://arxiv.org/abs/1502.03167)). In inference the statistics are given. This
+//! crate computes both and their gradients on whatever device [CubeCL](cubecl) runs on. Users of Burn want the layer on top of it,
+//! `burn-batchnorm`.
+//!
 //! The crate knows no tensor library: it takes a [`Client`](cubecl::prelude::Client) and buffers ([`Handle`](cubecl::server::Handle)) that
 //! the caller has allocated, and launches. Nothing is read back and nothing waits.
 //!
@@ -30,6 +35,8 @@
 //! The first number holds where a channel is reduced by a single cube, the others where channels are few and large and are split over the
 //! grid, among few or many cubes. Every function returns its [`Launches`], with the bytes that they move.
 //!
+//! # A forward pass of training
+//!
 //! ```no_run
 //! use batchnorm_cube::*;
 //! use cubecl::Device;
@@ -40,6 +47,7 @@
 //! let problem = Problem::new(layout, Element::F32);
 //! supports(client.properties(), &problem, Operation::Train { residual: false })?;
 //!
+//! // Tensors are as large as the layout spans; vectors have one value per channel; the statistics are four of them.
 //! let x = client.create_from_slice(&vec![0; 4 * layout.span()]);
 //! let gamma = client.create_from_slice(&1f32.to_ne_bytes().repeat(layout.channels));
 //! let beta = client.create_from_slice(&0f32.to_ne_bytes().repeat(layout.channels));

@@ -187,6 +187,59 @@ pub enum BatchNormError {
         /// Shape found.
         got: Vec<usize>,
     },
+    /// An option has a value that means nothing.
+    #[error("{option}: expected {expected}, got {got}.")]
+    Invalid {
+        /// The field of the configuration.
+        option: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        got: String,
+    },
+    /// An option needs running statistics, which another switches off.
+    #[error(
+        "`{option}` normalizes by running statistics, and `running_stats` is off: switch it on, or use \
+         statistics of the batch."
+    )]
+    Conflict {
+        /// The field of the configuration.
+        option: &'static str,
+    },
+    /// A mask does not go with its input.
+    #[error(
+        "batch norm expects a mask of the input's shape {input:?}, or of its positions {positions:?}, or of \
+         the first axes of those, got {got:?}."
+    )]
+    Mask {
+        /// Shape of the input.
+        input: Vec<usize>,
+        /// The same without the channel axis.
+        positions: Vec<usize>,
+        /// Shape found.
+        got: Vec<usize>,
+    },
+    /// A layer cannot take over a configuration.
+    #[error(
+        "a layer cannot change `{option}`, which decides what parameters it has: initialize another from the \
+         configuration."
+    )]
+    Reconfigure {
+        /// The field of the configuration.
+        option: &'static str,
+    },
+    /// There is no such domain.
+    #[error("{}", match expected {
+        None => "batch norm by domains expects at least 1 domain, got none.".to_string(),
+        Some((got, domains)) => format!(
+            "batch norm expects a domain below {domains}, the number that it has, got {got}: domains are \
+             counted from 0."
+        ),
+    })]
+    Domains {
+        /// The domain asked for and the number of domains, if there are any.
+        expected: Option<(usize, usize)>,
+    },
 }
 
 impl BatchNormError {
@@ -209,6 +262,11 @@ impl BatchNormError {
             Self::Device { .. } => "Device",
             Self::Center { .. } => "Center",
             Self::Weights { .. } => "Weights",
+            Self::Invalid { .. } => "Invalid",
+            Self::Conflict { .. } => "Conflict",
+            Self::Mask { .. } => "Mask",
+            Self::Reconfigure { .. } => "Reconfigure",
+            Self::Domains { .. } => "Domains",
         }
     }
 }

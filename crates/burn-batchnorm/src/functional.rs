@@ -158,5 +158,6 @@ pub fn normalize<const D: usize>(
 ) -> Result<Tensor<D>, BatchNormError> {
     let parameters = [gamma, beta].map(Parameter::Learned);
     let operands = Operands::new(input, parameters, epilogue, epsilon, channel_axis)?;
-    operands.normalize_by_center(center)
+    operands.check_center(&center)?;
+    Ok(operands.normalize_by_center(center))
 }

@@ -1,12 +1,16 @@
 use burn::module::{Flag, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
-use crate::config::{validate_epsilon, validate_momentum};
+use crate::config::{Inference, Memory, Statistics, validate_epsilon, validate_momentum};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::ops::composed::compute_dtype;
+use crate::options::scope::{self, Scope};
 use crate::statistics::fields::{Fields, show};
-use crate::statistics::{Finished, Rule, Shared, Values, stored};
-use crate::{BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleValue};
+use crate::statistics::{Observation, Renormed, Rule, Shared, Values, stored};
+use crate::{
+    Averaging, BatchCounter, BatchNormConfig, BatchNormError, Mask, RunningState, SingleValue,
+    options,
+};
 
 /// Applies batch normalization over a tensor.
 ///
@@ -32,9 +36,10 @@ use crate::{BatchCounter, BatchNormConfig, BatchNormError, RunningState, SingleV
 /// # Records
 ///
 /// `gamma`, `beta`, `running_mean` and `running_var`, as burn-nn's layer and PyTorch name them, without
-/// those that the configuration switches off; where the running statistics are
-/// [`Cumulative`](crate::Averaging::Cumulative), `num_batches_tracked` too. Statistics are kept in f32
-/// at least, whatever type a record has.
+/// those that the configuration switches off; where the number of batches decides something
+/// ([`Cumulative`](crate::Averaging::Cumulative), a [`Ramp`](crate::Bound::Ramp)), `num_batches_tracked` too;
+/// and what [`Reference::Separate`](crate::Reference::Separate) adds. Statistics are kept in f32 at least,
+/// whatever type a record has.
 ///
 /// Should be created using [`BatchNormConfig`].
 #[derive(Debug)]
@@ -64,7 +69,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNormConfig {
-    /// Initializes a new [batch norm](BatchNorm) module: gamma 1, beta 0, mean 0, variance 1.
+    /// Initializes a new [batch norm](BatchNorm) module: mean 0, variance 1, gamma and beta as configured.
     ///
     /// # Panics
     ///
@@ -79,28 +84,34 @@ impl BatchNormConfig {
     /// # Errors
     ///
     /// If `num_features` is zero, `epsilon` is not finite and positive in the type that is computed
-    /// in, `momentum` is not within `[0, 1]`, or `activation` has a slope or bounds that are not finite
-    /// in f32 or not in order.
+    /// in, `momentum` is not within `[0, 1]`, `activation` has a slope or bounds that are not finite
+    /// in f32 or not in order, another option is out of its range, or one needs the running statistics
+    /// that `running_stats` switches off.
     pub fn try_init(&self, device: &Device) -> Result<BatchNorm, BatchNormError> {
         self.validate()?;
 
         let shape = [self.num_features];
         let constant = |value: f64, learnable: bool| {
-            Param::from_tensor(Tensor::full(shape, value, device)).set_require_grad(learnable)
+            let value = Tensor::full(shape, value, device);
+            Param::from_tensor(value).set_require_grad(learnable && self.train_affine)
         };
-        let gamma = constant(1.0, self.scale);
+        let gamma = constant(self.initial_gamma, self.scale);
         validate_epsilon(self.epsilon, compute_dtype(gamma.dtype()))?;
+        let mean = stored(Tensor::zeros(shape, device));
+        let new_ids = || [(); 3].map(|()| ParamId::new());
+        let separate = self.statistics.separate();
+        let renorm = separate.map(|_| Renormed::fresh(new_ids(), &mean));
+        let variance = stored(Tensor::ones(shape, device));
         let running = Shared::new(Values {
-            mean: stored(Tensor::zeros(shape, device)),
-            variance: stored(Tensor::ones(shape, device)),
-            batches: 0,
+            renorm,
+            ..Values::fresh(mean, variance)
         });
-        let ids = [(); 3].map(|()| ParamId::new());
+        let ids = new_ids();
         let (running_mean, running_var, num_batches_tracked) = show(&running, ids);
 
         Ok(BatchNorm {
             gamma,
-            beta: constant(0.0, self.shift),
+            beta: constant(self.initial_beta, self.shift),
             training: Param::from_bool(true),
             running_mean,
             running_var,
@@ -112,13 +123,21 @@ impl BatchNormConfig {
     }
 }
 
+/// What a pass may be given besides its input.
+#[derive(Debug, Clone, Default)]
+pub struct With<const D: usize> {
+    /// Shape and type of the input; added before the activation.
+    pub residual: Option<Tensor<D>>,
+    /// Which positions count.
+    pub mask: Option<Mask>,
+}
+
 /// Which statistics a call normalizes by.
-enum Source {
-    Running,
-    Batch {
-        /// Whether they enter the running ones.
-        enter: bool,
-    },
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) by: Statistics,
+    /// Whether those of the batch enter the running ones.
+    pub(crate) enter: bool,
 }
 
 impl BatchNorm {
@@ -156,7 +175,7 @@ impl BatchNorm {
         &self,
         input: Tensor<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        self.run(input, None)
+        self.try_forward_with(input, With::default())
     }
 
     /// [`forward`](Self::forward) of the end of a residual block, in one pass over memory:
@@ -194,7 +213,121 @@ impl BatchNorm {
         input: Tensor<D>,
         residual: Tensor<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
-        self.run(input, Some(residual))
+        let with = With {
+            residual: Some(residual),
+            mask: None,
+        };
+        self.try_forward_with(input, with)
+    }
+
+    /// [`forward`](Self::forward) of positions that a mask admits: padded sequences, ragged batches,
+    /// weighted samples. See [`Mask`].
+    ///
+    /// The statistics are those of what is admitted; what the output is elsewhere is up to
+    /// [`masked_output`](BatchNormConfig::masked_output). Where running statistics normalize, the mask
+    /// decides nothing else.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_forward_masked`](Self::try_forward_masked) fails.
+    pub fn forward_masked<const D: usize>(&self, input: Tensor<D>, mask: &Mask) -> Tensor<D> {
+        self.try_forward_masked(input, mask)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`forward_masked`](Self::forward_masked), with an error instead of a panic. A call that fails
+    /// leaves the layer as it was.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_forward`](Self::try_forward), and if the mask does not go with the input.
+    pub fn try_forward_masked<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        mask: &Mask,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        let with = With {
+            residual: None,
+            mask: Some(mask.clone()),
+        };
+        self.try_forward_with(input, with)
+    }
+
+    /// [`forward`](Self::forward) with everything that a pass may be given.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_forward_with`](Self::try_forward_with) fails.
+    pub fn forward_with<const D: usize>(&self, input: Tensor<D>, with: With<D>) -> Tensor<D> {
+        self.try_forward_with(input, with)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`forward_with`](Self::forward_with), with an error instead of a panic.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_forward_residual`](Self::try_forward_residual) and
+    /// [`try_forward_masked`](Self::try_forward_masked).
+    pub fn try_forward_with<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        with: With<D>,
+    ) -> Result<Tensor<D>, BatchNormError> {
+        self.run(input, self.parameters(), with)
+    }
+
+    /// Changes options: which statistics normalize, whether they are updated, whether gamma and beta train,
+    /// momentum, policies. Unlike flags, they survive `train()` and `valid()`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNormConfig::try_init`], and if `num_features`, `scale`, `shift`, `running_stats` or what
+    /// renormalization keeps would change. The layer is then as it was.
+    pub fn reconfigure(&mut self, config: BatchNormConfig) -> Result<(), BatchNormError> {
+        config.validate()?;
+        validate_epsilon(config.epsilon, compute_dtype(self.gamma.dtype()))?;
+        let old = &self.config;
+        let separate = |config: &BatchNormConfig| config.statistics.separate().is_some();
+        for (option, changes) in [
+            ("num_features", old.num_features != config.num_features),
+            ("scale", old.scale != config.scale),
+            ("shift", old.shift != config.shift),
+            ("running_stats", old.running_stats != config.running_stats),
+            ("statistics", separate(old) != separate(&config)),
+        ] {
+            if changes {
+                return Err(BatchNormError::Reconfigure { option });
+            }
+        }
+        if old.train_affine != config.train_affine {
+            let trains = |param: &Param<Tensor<1>>, learned: bool| {
+                param
+                    .clone()
+                    .set_require_grad(learned && config.train_affine)
+            };
+            (self.gamma, self.beta) = (
+                trains(&self.gamma, config.scale),
+                trains(&self.beta, config.shift),
+            );
+        }
+        (self.momentum, self.epsilon) = (config.momentum, config.epsilon);
+        self.config = config;
+        Ok(())
+    }
+
+    /// Forgets the running statistics: mean 0, variance 1, no batch. PyTorch's `reset_running_stats`.
+    pub fn reset_statistics(&self) {
+        self.statistics().reset();
+    }
+
+    /// How many updates each channel has left out, shape `[channels]`: of batches that were not finite
+    /// ([`NonFinite::Skip`](crate::NonFinite::Skip)) or of which a mask admitted too little.
+    ///
+    /// Counted on the device since the layer was initialized or reset; not recorded, and not reset by a record.
+    pub fn skipped_updates(&self) -> Tensor<1> {
+        let values = self.statistics().values();
+        values.skipped.unwrap_or_else(|| values.mean.zeros_like())
     }
 
     /// The configuration that makes a layer like this one.
@@ -213,63 +346,98 @@ impl BatchNorm {
         }
     }
 
+    /// Gamma and beta.
+    pub(crate) fn parameters(&self) -> [Parameter; 2] {
+        let parameter =
+            |param: &Param<Tensor<1>>, learned: bool| match (learned, self.config.train_affine) {
+                (false, _) => Parameter::Constant(param.val()),
+                (true, true) => Parameter::Learned(param.val()),
+                (true, false) => Parameter::Learned(param.val().detach()),
+            };
+        [
+            parameter(&self.gamma, self.config.scale),
+            parameter(&self.beta, self.config.shift),
+        ]
+    }
+
+    /// How batches enter the running statistics.
+    pub(crate) fn rule(&self) -> Rule {
+        Rule {
+            averaging: self.config.averaging,
+            momentum: self.momentum,
+            estimator: self.config.variance,
+            non_finite: self.config.non_finite,
+            renorm: self.config.statistics.separate(),
+            epsilon: self.epsilon,
+        }
+    }
+
     /// Checks, then chooses the statistics, then runs.
-    fn run<const D: usize>(
+    pub(crate) fn run<const D: usize>(
         &self,
         input: Tensor<D>,
-        residual: Option<Tensor<D>>,
+        parameters: [Parameter; 2],
+        with: With<D>,
     ) -> Result<Tensor<D>, BatchNormError> {
         let shape = input.shape().to_vec();
         let axis = self.channel_axis(&shape)?;
         let values = shape.iter().product::<usize>() / shape[axis];
         validate_momentum(self.momentum)?;
+        let device = input.device();
         // Training behaviour is selected by the device *and* the layer state: partial fine-tuning
         // freezes a layer and leaves it on the training device, where the rest of the graph lives.
-        let training = input.device().is_autodiff() && self.training.is_enabled();
+        let training = scope::current().trains(self, device.is_autodiff());
 
-        let parameters = [
-            (&self.gamma, self.config.scale),
-            (&self.beta, self.config.shift),
-        ]
-        .map(|(parameter, learned)| match learned {
-            true => Parameter::Learned(parameter.val()),
-            false => Parameter::Constant(parameter.val()),
-        });
         let epilogue = Epilogue {
             activation: self.config.activation,
-            residual,
+            residual: with.residual,
         };
         let operands = Operands::new(input, parameters, epilogue, self.epsilon, axis)?;
-        let source = self.source(training, values, shape)?;
+        let weights = match with.mask {
+            None => None,
+            Some(mask) => mask.of_input(&shape, operands.view(), &device)?,
+        };
+        let source = self.source(training, values, axis, shape)?;
 
         let statistics = self.statistics();
-        match source {
-            Source::Running => {
-                let Values { mean, variance, .. } = self.checked(statistics.values())?;
-                Ok(operands.normalize_by([mean, variance]))
+        let simple = weights.is_none() && scope::current() == Scope::Closed;
+        match (source.by, source.enter) {
+            (Statistics::Running, false) if simple => {
+                Ok(operands.normalize_by(&self.checked(statistics.values())?))
             }
-            Source::Batch { enter: false } => Ok(operands.train(None).output),
-            Source::Batch { enter: true } => {
-                let rule = Rule {
-                    averaging: self.config.averaging,
-                    momentum: self.momentum,
-                    estimator: self.config.variance,
-                    values,
-                };
-                let mut begun = statistics.begin(&rule);
+            (Statistics::Batch, false) if simple => Ok(self.kept(operands).train(None).output),
+            (Statistics::Batch, true) if simple && self.config.is_plain() => {
+                let rule = self.rule();
+                let mut begun = statistics.begin(&rule, values);
                 begun.values = self.checked(begun.values)?;
-                let trained = operands.train(Some((&begun.values, begun.update)));
-                if let Some(blended) = trained.running {
-                    let moments = trained.moments;
-                    statistics.finish(begun, &rule, Finished { blended, moments });
+                // Channels that have left out batches differ in how they count this one.
+                let same = begun.values.skipped.is_none()
+                    || self.config.averaging == Averaging::Exponential;
+                let running = same.then_some((&begun.values, begun.update));
+                let trained = self.kept(operands).train(running);
+                let batch = Observation::of_batch(trained.moments, values);
+                match trained.running {
+                    Some(blended) => statistics.finish(begun, blended, &rule, &batch),
+                    None => statistics.enter(&rule, &batch),
                 }
                 Ok(trained.output)
+            }
+            _ => {
+                let running = self.checked(statistics.values())?;
+                Ok(options::run(self, operands, weights, source, &running))
             }
         }
     }
 
+    fn kept<const D: usize>(&self, operands: Operands<D>) -> Operands<D> {
+        match self.config.memory {
+            Memory::Input => operands,
+            Memory::Output => operands.keeping_output(),
+        }
+    }
+
     /// The channel axis of an input, counted from the front.
-    fn channel_axis(&self, shape: &[usize]) -> Result<usize, BatchNormError> {
+    pub(crate) fn channel_axis(&self, shape: &[usize]) -> Result<usize, BatchNormError> {
         let rank = shape.len();
         if rank < 2 {
             return Err(BatchNormError::Rank { rank });
@@ -298,15 +466,27 @@ impl BatchNorm {
         &self,
         training: bool,
         values: usize,
+        axis: usize,
         shape: Vec<usize>,
     ) -> Result<Source, BatchNormError> {
-        let tracking = self.config.running_stats;
-        match (values, self.config.single_value) {
-            _ if !training && tracking => Ok(Source::Running),
+        let config = &self.config;
+        let tracking = config.running_stats;
+        let by = |by| Ok(Source { by, enter: false });
+        // What statistics are taken of, and the fewest values of any of them.
+        let (batch, fewest) = match config.statistics {
+            Statistics::Ghost(ghost) if training => {
+                (config.statistics, ghost.fewest_values(&shape, axis))
+            }
+            _ => (Statistics::Batch, values),
+        };
+        let by_running =
+            config.inference == Inference::Running || scope::current() == Scope::Examine;
+        match (fewest, config.single_value) {
+            _ if !training && tracking && by_running => by(Statistics::Running),
             // Nothing to take statistics of, and nothing that they would change.
-            (0, _) => Ok(Source::Running),
-            (1, SingleValue::UseRunning) if tracking => Ok(Source::Running),
-            (1, SingleValue::SkipUpdate) => Ok(Source::Batch { enter: false }),
+            (0, _) => by(Statistics::Running),
+            (1, SingleValue::UseRunning) if tracking => by(Statistics::Running),
+            (1, SingleValue::SkipUpdate) => by(batch),
             (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {
                 shape,
                 hint: match tracking {
@@ -314,9 +494,14 @@ impl BatchNorm {
                     false => "SkipUpdate: this layer has no running statistics to use",
                 },
             }),
-            _ => Ok(Source::Batch {
-                enter: training && tracking,
+            _ if training => Ok(Source {
+                by: config.statistics,
+                enter: tracking && config.update_statistics,
             }),
+            _ => match config.inference {
+                Inference::Blend { batch } => by(Statistics::Blend { batch }),
+                Inference::Running | Inference::Batch => by(Statistics::Batch),
+            },
         }
     }
 

@@ -38,9 +38,15 @@
 //!
 //! - [`BatchNorm`]: the layer, for inputs of every rank from 2 and any channel axis
 //! - [`BatchNormConfig`]: its options, with presets of the other frameworks' semantics
+//! - [`Mask`]: which positions of a batch count
+//! - [`hold`], [`Snapshot`], [`recalibrate`], [`health`]: the running statistics of a whole model, held back, put
+//!   aside, computed anew, examined
+//! - [`DomainBatchNorm`], [`FrozenBatchNorm`]: the layer with several sets of statistics, and with none
 //! - [`Activation`]: what may follow, fused
 //! - [`BatchNormError`]: what it refuses, and why
 //! - [`functional`]: the arithmetic without the state, in two differentiable halves
+//! - [`fold`]: batch norm folded into its neighbours, for inference
+//! - `store` (feature `store`): weights of PyTorch, Keras and Flax, in and out
 //!
 //! # The house
 //!
@@ -67,18 +73,6 @@
 //!        backends/       flex.rs, ndarray.rs -> host.rs -> batchnorm-cpu
 //!                        cube.rs, buffers.rs ----------> batchnorm-cube
 //! ```
-//!
-//! And before, when the options had nowhere to go:
-//!
-//! ```text
-//!  layer.rs --> running.rs      three states, a lock and a merge each; forks added changes
-//!     |
-//!     +--> functional.rs        two code paths, checks in the layer alone
-//!             |    |
-//!             |    +--> extension.rs, autodiff.rs    train, normalize, backward
-//!             |            +--> backends/cpu.rs, cube.rs    numerics; copies; refusals at run time
-//!             +--> Burn's batch norm
-//! ```
 
 #[cfg_attr(
     not(feature = "autodiff"),
@@ -87,7 +81,9 @@
 mod backends;
 mod checks;
 mod config;
+mod convert;
 mod error;
+pub mod fold;
 pub mod functional;
 mod layer;
 mod module;
@@ -99,9 +95,22 @@ mod operands;
 mod ops;
 mod options;
 mod statistics;
+#[cfg(feature = "store")]
+pub mod store;
 mod view;
 
-pub use config::{Activation, Averaging, BatchNormConfig, SingleValue, Variance};
+pub use config::{
+    Activation, Averaging, BatchNormConfig, Bound, Ghost, GhostVariance, Inference, MaskedOutput,
+    Memory, NonFinite, Reference, Renorm, SingleValue, Statistics, Variance,
+};
+pub use convert::ConversionError;
 pub use error::BatchNormError;
-pub use layer::BatchNorm;
+pub use layer::{BatchNorm, With};
+pub use options::domains::{DomainBatchNorm, DomainBatchNormConfig};
+pub use options::frozen::FrozenBatchNorm;
+pub use options::health::{Health, LayerHealth, health};
+pub use options::hold::{Held, hold};
+pub use options::mask::Mask;
+pub use options::recalibrate::{Recalibration, recalibrate};
+pub use options::snapshot::Snapshot;
 pub use statistics::fields::{BatchCounter, RunningState};

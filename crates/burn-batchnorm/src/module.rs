@@ -14,18 +14,31 @@ use burn::module::{
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
 use crate::statistics::fields::show;
-use crate::statistics::{Shared, Values, stored};
-use crate::{Averaging, BatchNorm, BatchNormConfig};
+use crate::statistics::{Renormed, Shared, Values, stored};
+use crate::{BatchNorm, BatchNormConfig};
 
 /// The name that burn-store's PyTorch adapter knows batch norm by.
-const CONTAINER: &str = "Struct:BatchNorm";
+pub(crate) const CONTAINER: &str = "Struct:BatchNorm";
+
+/// The fields that are running statistics.
+pub(crate) const STATISTICS: [&str; 6] = [
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    RENORM[0],
+    RENORM[1],
+    RENORM[2],
+];
+
+/// Those that batch renormalization with a reference of its own adds.
+const RENORM: [&str; 3] = ["renorm_mean", "renorm_stddev", "moving_stddev"];
 
 /// What visitors and mappers see, by name.
 struct Seen {
     gamma: bool,
     beta: bool,
     statistics: bool,
-    /// The count decides something only where every batch weighs the same.
+    /// The count decides something only where every batch weighs the same, or a bound moves with it.
     counter: bool,
 }
 
@@ -36,7 +49,7 @@ impl BatchNorm {
             gamma: config.scale,
             beta: config.shift,
             statistics: config.running_stats,
-            counter: config.running_stats && config.averaging == Averaging::Cumulative,
+            counter: config.running_stats && config.counts(),
         }
     }
 
@@ -49,6 +62,24 @@ impl BatchNorm {
             num_batches_tracked,
             ..self
         }
+    }
+
+    /// A layer of its own with the same parameters and statistics but other ids, which reports to nobody.
+    pub(crate) fn copied(&self) -> Self {
+        let mut values = self.statistics().values();
+        if let Some(renorm) = &mut values.renorm {
+            renorm.ids = [(); 3].map(|()| ParamId::new());
+        }
+        let own = |param: &Param<Tensor<1>>| {
+            Param::initialized(ParamId::new(), param.val())
+                .set_require_grad(param.is_require_grad())
+        };
+        let parameters = [&self.gamma, &self.beta].map(own);
+        let training = Param::from_bool(self.training.is_enabled());
+        let copy = self.copy(parameters, training, &Shared::new(values));
+        let ids = [(); 3].map(|()| ParamId::new());
+        let statistics = copy.statistics().shared();
+        copy.showing(&statistics, ids)
     }
 
     /// A copy with these fields and running statistics.
@@ -109,8 +140,12 @@ fn map_statistic<M: ModuleMapper>(
 
 /// The count as a parameter: shape `[1]`, since Burn has no tensors of rank 0. Its tensor is made only
 /// if somebody looks: an optimizer maps every parameter at every step.
-fn count_param(id: ParamId, count: u64, device: &Device) -> Param<Tensor<1, Int>> {
+///
+/// Batches that every channel left out do not count.
+fn count_param(id: ParamId, values: &Values, device: &Device) -> Param<Tensor<1, Int>> {
+    let values = values.clone();
     let make = move |device: &Device, _| {
+        let count = values.entered();
         let data = TensorData::from([i64::try_from(count).unwrap_or(i64::MAX)]);
         match device.supports_dtype(DType::I64) {
             true => Tensor::from_data(data, (device, DType::I64)),
@@ -120,21 +155,21 @@ fn count_param(id: ParamId, count: u64, device: &Device) -> Param<Tensor<1, Int>
     Param::uninitialized(id, make, device.clone(), false, Shape::new([1]))
 }
 
+/// The count after a mapper that has looked at it, of which no channel has left out anything.
 fn map_count<M: ModuleMapper>(
     mapper: &mut M,
-    (id, count): (ParamId, u64),
+    id: ParamId,
+    values: &Values,
     device: &Device,
-) -> (ParamId, u64) {
-    let param = mapper.map_int(count_param(id, count, device));
+) -> Option<(ParamId, u64, Option<Tensor<1>>)> {
+    let param = mapper.map_int(count_param(id, values, device));
     let id = param.id;
     if !param.is_initialized() {
-        return (id, count);
+        return None;
     }
     let count = param.into_value().into_data().iter::<i64>().next();
-    (
-        id,
-        count.map_or(0, |count| u64::try_from(count).unwrap_or(0)),
-    )
+    let count = count.map_or(0, |count| u64::try_from(count).unwrap_or(0));
+    Some((id, count, None))
 }
 
 impl Clone for BatchNorm {
@@ -158,14 +193,21 @@ impl Module for BatchNorm {
         let values = self.statistics().values();
         let device = values.mean.device();
         visit(true, "running_mean", visitor, |v| {
-            v.visit_float(&Param::initialized(mean, values.mean));
+            v.visit_float(&Param::initialized(mean, values.mean.clone()));
         });
         visit(true, "running_var", visitor, |v| {
-            v.visit_float(&Param::initialized(variance, values.variance));
+            v.visit_float(&Param::initialized(variance, values.variance.clone()));
         });
         visit(seen.counter, "num_batches_tracked", visitor, |v| {
-            v.visit_int(&count_param(counter, values.batches, &device));
+            v.visit_int(&count_param(counter, &values, &device));
         });
+        if let Some(renorm) = values.renorm {
+            for ((name, id), value) in RENORM.into_iter().zip(renorm.ids).zip(renorm.tensors()) {
+                visit(true, name, visitor, |v| {
+                    v.visit_float(&Param::initialized(id, value));
+                });
+            }
+        }
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
@@ -189,19 +231,35 @@ impl Module for BatchNorm {
         let ids = layer.statistics().ids();
         let values = statistics.values();
         let device = values.mean.device();
-        let mean = (ids[0], values.mean);
-        let variance = (ids[1], values.variance);
-        let count = (ids[2], values.batches);
+        let mean = (ids[0], values.mean.clone());
+        let variance = (ids[1], values.variance.clone());
         let (mean_id, mean) = map(true, "running_mean", mapper, mean, map_statistic);
         let (variance_id, variance) = map(true, "running_var", mapper, variance, map_statistic);
         let name = "num_batches_tracked";
-        let (counter_id, batches) = map(seen.counter, name, mapper, count, |mapper, count| {
-            map_count(mapper, count, &device)
+        let count = (ids[2], values.batches, values.skipped.clone());
+        let (counter_id, batches, skipped) = map(
+            seen.counter,
+            name,
+            mapper,
+            count,
+            |mapper, (id, batches, skipped)| {
+                map_count(mapper, id, &values, &device).unwrap_or((id, batches, skipped))
+            },
+        );
+        let renorm = values.renorm.clone().map(|renorm| {
+            let ids = renorm.ids;
+            let mut tensors = renorm.tensors().into_iter();
+            Renormed::of(std::array::from_fn(|at| {
+                let tensor = tensors.next().expect("three");
+                map(true, RENORM[at], mapper, (ids[at], tensor), map_statistic)
+            }))
         });
         statistics.replace(Values {
             mean,
             variance,
             batches,
+            skipped,
+            renorm,
         });
         layer.showing(&statistics, [mean_id, variance_id, counter_id])
     }
@@ -304,7 +362,8 @@ impl ModuleDisplay for BatchNorm {
             .add("epsilon", &self.epsilon);
         differing!(
             content, config, default,
-            averaging, variance, scale, shift, running_stats, channel_axis, activation, single_value
+            averaging, variance, scale, shift, initial_gamma, initial_beta, running_stats, channel_axis, activation, single_value,
+            statistics, inference, update_statistics, train_affine, non_finite, masked_output, memory
         );
         match self.training.is_enabled() {
             true => content.optional(),

@@ -14,8 +14,10 @@ use crate::config::validate_epsilon;
 use crate::ops::BatchNormOps;
 use crate::ops::composed::{self, compute_dtype};
 use crate::ops::{Maybe, Moments, Pass, Running};
-use crate::statistics::{Update, Values, rows};
-use crate::{Activation, BatchNormError, options};
+use crate::options::weights;
+use crate::statistics::{Update, Values};
+use crate::view::View;
+use crate::{Activation, BatchNormError};
 
 /// What follows the normalization: `activation(normalized + residual)`.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +36,7 @@ pub(crate) enum Parameter {
 }
 
 /// The tensors of one pass. Those per channel have the type that is computed in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Operands<const D: usize> {
     input: Tensor<D>,
     /// That of the input.
@@ -54,7 +56,7 @@ pub(crate) struct Trained<const D: usize> {
     /// Of the batch, `[4, channels]`: mean, what rounding took from it, biased variance, inverse
     /// standard deviation. Not tracked by autodiff.
     pub(crate) moments: Tensor<2>,
-    /// The running mean and variance, updated, if there were any.
+    /// The running mean and variance, updated, if there were any and in the type that is computed in.
     pub(crate) running: Option<[Tensor<1>; 2]>,
 }
 
@@ -127,6 +129,7 @@ impl<const D: usize> Operands<D> {
                 view,
                 activation: epilogue.activation,
                 epsilon,
+                from_output: false,
             },
             dtype,
             fused: has_kernels(&device, autodiff),
@@ -135,10 +138,26 @@ impl<const D: usize> Operands<D> {
         })
     }
 
+    /// Lets the backward pass of [`train`](Self::train) work from the output, where that gives the same
+    /// gradients: in the type that is computed in, without a residual, and where no gamma is so small
+    /// against its beta that rounding of the output would reach them. Waits for the device, to see that.
+    pub(crate) fn keeping_output(mut self) -> Self {
+        let exact = || {
+            let numbers = |tensor: &Tensor<1>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
+            let (gamma, beta) = (numbers(&self.gamma), numbers(&self.beta));
+            let large = |(gamma, beta): (f64, &f64)| gamma.abs() >= (beta.abs() / 30.0).max(1e-10);
+            gamma.into_iter().zip(&beta).all(large)
+        };
+        let wide = self.input.dtype() == self.gamma.dtype();
+        self.pass.from_output =
+            self.fused && wide && self.residual.is_none() && self.device.is_autodiff() && exact();
+        self
+    }
+
     /// Normalizes by the statistics of the input, which enter the running ones where there are any.
     pub(crate) fn train(self, running: Option<(&Values, Update)>) -> Trained<D> {
         let computed = self.gamma.dtype();
-        // The kernels blend in the type that they compute in; statistics of another are blended here.
+        // The kernels blend in the type that they compute in.
         let inside = running.filter(|(values, _)| {
             values.mean.dtype() == computed && values.variance.dtype() == computed
         });
@@ -166,15 +185,7 @@ impl<const D: usize> Operands<D> {
         let (y, moments, mean, variance) = train(x, gamma, beta, residual, old, pass, update);
         let moments = Tensor::<2>::from_dispatch(moments).without_autodiff();
         let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
-        let running = match (inside, running) {
-            (Some(_), _) => Some([statistic(mean), statistic(variance)]),
-            (None, Some((values, update))) => {
-                let [mean, variance] = rows(moments.clone());
-                let values = values.after(update, mean, variance);
-                Some([values.mean, values.variance])
-            }
-            (None, None) => None,
-        };
+        let running = inside.map(|_| [statistic(mean), statistic(variance)]);
         Trained {
             output: cast(Tensor::from_dispatch(y), dtype),
             moments,
@@ -182,23 +193,25 @@ impl<const D: usize> Operands<D> {
         }
     }
 
-    /// Normalizes by constants, mean and variance of shape `[channels]` on any device.
-    pub(crate) fn normalize_by(self, [mean, variance]: [Tensor<1>; 2]) -> Tensor<D> {
+    /// The statistics of the input, weighted where there are weights, as [`moments`] returns them.
+    pub(crate) fn moments(&self, weights: Option<Tensor<3>>) -> Tensor<2> {
+        center(self.input.clone(), self.pass.view, weights, self.fused)
+    }
+
+    /// Normalizes by constants, on whatever device they are.
+    pub(crate) fn normalize_by(self, statistics: &Values) -> Tensor<D> {
         let dtype = self.gamma.dtype();
-        let here = |tensor: Tensor<1>| {
-            cast(to_device(tensor, &self.device), dtype)
+        let here = |tensor: &Tensor<1>| {
+            cast(to_device(tensor.clone(), &self.device), dtype)
                 .without_autodiff()
                 .into_dispatch()
         };
-        let moments = Moments::Running(here(mean), here(variance));
+        let moments = Moments::Running(here(&statistics.mean), here(&statistics.variance));
         self.normalize(moments)
     }
 
-    /// Normalizes by variables, as [`moments`] returns them.
-    pub(crate) fn normalize_by_center(
-        self,
-        center: Tensor<2>,
-    ) -> Result<Tensor<D>, BatchNormError> {
+    /// Whether a center has the shape and the place of one of these operands.
+    pub(crate) fn check_center(&self, center: &Tensor<2>) -> Result<(), BatchNormError> {
         let [rows, got] = center.dims();
         let channels = self.pass.view.channels;
         if got != channels || !(3..=4).contains(&rows) {
@@ -207,11 +220,92 @@ impl<const D: usize> Operands<D> {
                 got: vec![rows, got],
             });
         }
-        same_device("center", &center.device(), &self.device)?;
+        same_device("center", &center.device(), &self.device)
+    }
+
+    /// Normalizes by variables, as [`moments`] returns them.
+    pub(crate) fn normalize_by_center(self, center: Tensor<2>) -> Tensor<D> {
+        let channels = self.pass.view.channels;
         let center = cast(center.slice([0..3, 0..channels]), self.gamma.dtype());
         let fused = self.fused && is_fused(&center.device());
         let operands = Self { fused, ..self };
-        Ok(operands.normalize(Moments::Center(center.into_dispatch())))
+        operands.normalize(Moments::Center(center.into_dispatch()))
+    }
+
+    pub(crate) fn input(&self) -> &Tensor<D> {
+        &self.input
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.pass.view
+    }
+
+    pub(crate) fn epsilon(&self) -> f64 {
+        self.pass.epsilon
+    }
+
+    /// The number of values per channel.
+    pub(crate) fn values(&self) -> usize {
+        self.pass.view.outer * self.pass.view.inner
+    }
+
+    /// The type that is computed in.
+    pub(crate) fn computed(&self) -> DType {
+        self.gamma.dtype()
+    }
+
+    /// The same with another input of its shape, type and place.
+    pub(crate) fn map_input(self, map: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Self {
+        Self {
+            input: map(self.input),
+            ..self
+        }
+    }
+
+    /// The same with another residual, if there is one.
+    pub(crate) fn map_residual(self, map: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Self {
+        Self {
+            residual: self.residual.map(map),
+            ..self
+        }
+    }
+
+    /// With `gamma * r` and `beta + gamma * d`.
+    pub(crate) fn corrected(self, [r, d]: [Tensor<1>; 2]) -> Self {
+        let shift = self.gamma.clone() * d;
+        Self {
+            gamma: self.gamma * r,
+            beta: self.beta + shift,
+            ..self
+        }
+    }
+
+    /// Of `groups` times the channels, where `split` makes `[outer, groups * channels, inner]` of what has
+    /// the input's shape.
+    pub(crate) fn ghosts(
+        self,
+        split: impl Fn(Tensor<D>) -> Tensor<3>,
+        groups: usize,
+    ) -> Operands<3> {
+        let channels = self.pass.view.channels;
+        let repeated = |vector: Tensor<1>| {
+            let rows = vector.unsqueeze::<2>().expand([groups, channels]);
+            rows.reshape([groups * channels])
+        };
+        let input = split(self.input);
+        Operands {
+            gamma: repeated(self.gamma),
+            beta: repeated(self.beta),
+            residual: self.residual.map(split),
+            pass: Pass {
+                view: View::new(&input.shape(), 1),
+                ..self.pass
+            },
+            dtype: self.dtype,
+            fused: self.fused,
+            device: self.device,
+            input,
+        }
     }
 
     fn normalize(self, moments: Moments<Dispatch>) -> Tensor<D> {
@@ -259,23 +353,39 @@ pub(crate) fn moments<const D: usize>(
     let input = supported(input)?;
     let (shape, device) = (input.shape(), input.device());
     let view = view(&shape, channel_axis)?;
-    if let Some(weights) = weights {
-        let mut single = shape.clone();
-        single[channel_axis] = 1;
-        if weights.shape() != shape && weights.shape() != single {
-            return Err(BatchNormError::Weights {
-                expected: shape.to_vec(),
-                got: weights.shape().to_vec(),
-            });
+    let weights = match weights {
+        None => None,
+        Some(weights) => {
+            let weighted = weights.shape()[channel_axis];
+            let mut given = shape.clone();
+            given[channel_axis] = weighted;
+            if weights.shape() != given || ![1, view.channels].contains(&weighted) {
+                return Err(BatchNormError::Weights {
+                    expected: shape.to_vec(),
+                    got: weights.shape().to_vec(),
+                });
+            }
+            same_device("weights", &weights.device(), &device)?;
+            Some(float(weights).reshape([view.outer, weighted, view.inner]))
         }
-        same_device("weights", &weights.device(), &device)?;
-        return Ok(options::weights::moments(input, float(weights), view));
+    };
+    Ok(center(input, view, weights, is_fused(&device)))
+}
+
+fn center<const D: usize>(
+    input: Tensor<D>,
+    view: View,
+    weights: Option<Tensor<3>>,
+    fused: bool,
+) -> Tensor<2> {
+    if let Some(weights) = weights {
+        return weights::moments(input, weights, view);
     }
-    let moments = match is_fused(&device) {
+    let moments = match fused {
         #[cfg(any(feature = "host", feature = "cube"))]
         true => Dispatch::moments,
         #[allow(clippy::match_single_binding, reason = "without any kernels")]
         _ => composed::moments::<Dispatch>,
     };
-    Ok(Tensor::from_dispatch(moments(input.into_dispatch(), view)))
+    Tensor::from_dispatch(moments(input.into_dispatch(), view))
 }

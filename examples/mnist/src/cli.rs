@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser};
 
+use crate::compare::Method;
 use crate::config::{BATCH_SIZE, EPOCHS, HIDDEN, LEARNING_RATE, VALIDATION};
 use crate::folder::DEFAULT_OUT;
 use crate::model::NormKind;
@@ -32,8 +33,12 @@ pub enum Command {
     Eval(EvalArgs),
     /// Say what is on PNG or JPEG images
     Predict(PredictArgs),
-    /// Train with and without batch normalization over seeds and learning rates, and compare
+    /// Train with and without batch normalization over seeds and learning rates or batch sizes, and compare
     Compare(CompareArgs),
+    /// Compute the running statistics of a saved network anew, from all its training images
+    Recalibrate(RecalibrateArgs),
+    /// Examine the batch normalization of a saved network on test images
+    Health(EvalArgs),
     /// List the devices of this machine
     Devices(DevicesArgs),
 }
@@ -86,7 +91,7 @@ pub struct NetworkArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(EPOCHS))]
     pub epochs: Option<usize>,
     /// Images in a step; a last batch of one image joins the batch before it [default: 32]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(BATCH_SIZE))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = batch_size)]
     pub batch_size: Option<usize>,
     /// Of initial weights, validation split and order of the images [default: 42]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
@@ -102,15 +107,12 @@ pub struct NetworkArgs {
     pub device: Option<String>,
 }
 
-/// Flags of `eval`.
+/// Flags of the commands that use a trained network.
 #[derive(Args, Debug)]
-pub struct EvalArgs {
+pub struct ModelArgs {
     /// Folder that `train` wrote
     #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
     pub model: PathBuf,
-    /// Images to test with [default: those of the training]
-    #[arg(long, value_name = "DIR|mnist|embedded")]
-    pub data: Option<String>,
     /// Device [default: that of the training, which repeats its numbers exactly]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
@@ -119,27 +121,46 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+/// Flags of `eval` and `health`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// The network.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Images to test with [default: those of the training]
+    #[arg(long, value_name = "DIR|mnist|embedded")]
+    pub data: Option<String>,
+}
+
+/// Flags of `recalibrate`.
+#[derive(Args, Debug)]
+pub struct RecalibrateArgs {
+    /// The network.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Folder for the new network, which must be new or empty [default: that of --model and "-recalibrated"]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Replace the network in --model
+    #[arg(long, conflicts_with = "out")]
+    pub in_place: bool,
+}
+
 /// Flags of `predict`.
 #[derive(Args, Debug)]
 pub struct PredictArgs {
     /// PNG or JPEG files of any size: light on dark, or dark on light with --invert
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
-    /// Folder that `train` wrote
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUT)]
-    pub model: PathBuf,
+    /// The network.
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The images are dark on light: the training images are light on dark
     #[arg(long)]
     pub invert: bool,
     /// Number of classes to show
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "3", value_parser = count(1..=10))]
     pub top: usize,
-    /// Device [default: that of the training]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
-    /// Print JSON and nothing else
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags of `compare`.
@@ -148,22 +169,26 @@ pub struct CompareArgs {
     /// What is the same in all runs; --seed is the first seed.
     #[command(flatten)]
     pub network: NetworkArgs,
-    /// Kinds of normalization to compare: batch, burn, none
+    /// Kinds of normalization to compare: batch, burn, none, and against small batches recalibrated,
+    /// blend, renorm, ghost [default: batch,none; with --batch-sizes all but burn]
     #[arg(
         long,
         value_enum,
         value_name = "KINDS",
         value_delimiter = ',',
-        default_value = "batch,none",
         hide_possible_values = true
     )]
-    pub norms: Vec<NormKind>,
+    pub norms: Vec<Method>,
     /// Number of seeds
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
     pub seeds: usize,
     /// Learning rates of Adam
     #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "0.0001,0.001,0.01,0.1", value_parser = learning_rate)]
     pub lrs: Vec<f64>,
+    /// Batch sizes to compare instead of learning rates; Adam's rate goes with their square root
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = batch_size,
+          conflicts_with_all = ["lrs", "batch_size"])]
+    pub batch_sizes: Vec<usize>,
     /// Note the first epoch with this validation accuracy
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value = "0.8", value_parser = accuracy)]
     pub target: f64,
@@ -185,6 +210,19 @@ pub struct DevicesArgs {
 
 fn count(range: std::ops::RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    let (least, most) = (BATCH_SIZE.start(), BATCH_SIZE.end());
+    let size = text
+        .trim()
+        .parse()
+        .ok()
+        .filter(|size| BATCH_SIZE.contains(size));
+    let size = size.ok_or(format!(
+        "expected {least} to {most}: one image has no variance to normalize by"
+    ))?;
+    Ok(size as usize)
 }
 
 fn input(text: &str) -> Result<usize, String> {
@@ -273,6 +311,6 @@ mod tests {
             panic!("compare")
         };
         assert_eq!(args.lrs, [0.1, 0.2]);
-        assert_eq!(args.norms, [NormKind::Burn, NormKind::None]);
+        assert_eq!(args.norms, [Method::Burn, Method::None]);
     }
 }

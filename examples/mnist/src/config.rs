@@ -86,6 +86,7 @@ impl RunConfig {
                 hidden: args.hidden.unwrap_or(50),
                 norm,
                 bn_before_activation: args.bn_before_activation,
+                statistics: Default::default(),
             },
             training: TrainingConfig {
                 epochs: args.epochs.unwrap_or(10),

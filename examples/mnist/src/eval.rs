@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::EvalArgs;
 use crate::config::RunConfig;
-use crate::data::{BatchLoader, CLASSES, Samples, Source};
-use crate::device;
-use crate::folder::Folder;
+use crate::data::{BatchLoader, CLASSES, Images, Samples, Source};
+use crate::folder::{Folder, SavedRun};
 use crate::metrics::Scores;
 use crate::model::Classifier;
 
@@ -24,6 +23,17 @@ pub struct Evaluation {
     pub scores: Scores,
     /// What is taken for what: `confusion[class][prediction]` counts images.
     pub confusion: [[usize; CLASSES]; CLASSES],
+}
+
+/// Tests a network on `images`.
+pub fn test(
+    model: &Classifier,
+    config: &RunConfig,
+    images: &Images,
+    device: &Device,
+) -> Result<Evaluation> {
+    let samples = Samples::new(images, config.model.input, config.scale);
+    evaluate(model, &samples, &samples.all(), device)
 }
 
 /// Runs the network over the samples at `indices`, in order, without gradients.
@@ -106,14 +116,15 @@ pub fn by_class(evaluation: &Evaluation, names: &[String]) -> Vec<ClassReport> {
 /// Loads what `train` saved and repeats its test. Data and device are those of the training unless
 /// told otherwise; the same device gives the same digits.
 pub fn run(args: &EvalArgs) -> Result<(EvalReport, RunConfig)> {
-    let folder = Folder::new(&args.model);
-    let config = folder.load_config()?;
-    let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
-    let model = folder.load_model(&config, &device.device())?;
+    let SavedRun {
+        config,
+        device,
+        model,
+        ..
+    } = Folder::open(&args.model)?;
     let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
     let (data, images) = (source.name()?, source.load()?.test);
-    let samples = Samples::new(&images, config.model.input, config.scale);
-    let evaluation = evaluate(&model, &samples, &samples.all(), &device.device())?;
+    let evaluation = test(&model, &config, &images, &device.device())?;
     let report = EvalReport {
         data,
         device: device.name,
@@ -128,7 +139,7 @@ pub fn run(args: &EvalArgs) -> Result<(EvalReport, RunConfig)> {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::data::{Images, Scale};
+    use crate::data::Scale;
     use crate::model::{ModelConfig, NormKind};
 
     #[test]
@@ -142,6 +153,7 @@ mod tests {
             hidden: 8,
             norm: NormKind::Batch,
             bn_before_activation: false,
+            statistics: Default::default(),
         };
         let device = Device::flex();
         let samples = Samples::new(&images, 100, Scale::of(&images));

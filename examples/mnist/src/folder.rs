@@ -13,10 +13,12 @@ use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::Device;
 use burn_store::{ModuleSnapshot, SafetensorsStore};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::RUN;
+use crate::cli::ModelArgs;
 use crate::config::{PROGRAM, RunConfig};
+use crate::device::{self, NamedDevice};
 use crate::model::Classifier;
 
 /// Where `train` writes and `eval` and `predict` look unless told otherwise.
@@ -36,6 +38,8 @@ pub const SAFETENSORS: &str = "model.safetensors";
 pub const CURVES: &str = "learning-curves.png";
 /// Picture of what is taken for what.
 pub const CONFUSION: &str = "confusion-matrix.png";
+/// Picture of what the command `health` finds.
+pub const HEALTH: &str = "health.png";
 
 /// Held by the process that writes into the folder. It stays behind: removing it would race.
 const LOCK: &str = ".lock";
@@ -45,6 +49,18 @@ const UNFINISHED: (&str, &str) = (".mnist-", ".tmp");
 /// An output folder. It need not exist yet.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
+
+/// A finished run, read.
+pub struct SavedRun {
+    /// Where it is.
+    pub folder: Folder,
+    /// Its settings.
+    pub config: RunConfig,
+    /// That of the training, or another that was asked for.
+    pub device: NamedDevice,
+    /// The network, for inference.
+    pub model: Classifier,
+}
 
 impl Folder {
     /// The folder at `path`.
@@ -69,20 +85,20 @@ impl Folder {
 
     /// Refuses a folder that holds files of something else. Changes nothing.
     pub fn check_ours(&self) -> Result<()> {
-        let names = names(&self.0)?;
         let ours = is_ours(&self.file(CONFIG)) || is_ours(&self.state(CONFIG));
-        // What is left if a run is killed before it writes its first file.
-        let nothing = names
-            .iter()
-            .all(|name| name == LOCK || name == "checkpoint")
-            && names_or_none(&self.state("")).is_empty();
         ensure!(
-            ours || nothing,
+            ours || self.is_empty()?,
             "{} is not empty and holds no run of this program (no {CONFIG} of its own): choose \
              another folder with --out",
             self.0.display()
         );
         Ok(())
+    }
+
+    /// Whether there is nothing, or what is left if a run is killed before it writes its first file.
+    pub fn is_empty(&self) -> Result<bool> {
+        let nothing = |name: &String| name == LOCK || name == "checkpoint";
+        Ok(names(&self.0)?.iter().all(nothing) && names_or_none(&self.state("")).is_empty())
     }
 
     /// Makes the folder and takes it for this process, until the lock is dropped.
@@ -156,9 +172,18 @@ impl Folder {
         load_config(&self.file(CONFIG))
     }
 
-    /// Reads the model of a finished run.
-    pub fn load_model(&self, config: &RunConfig, device: &Device) -> Result<Classifier> {
-        load_record(&self.file(MODEL), config, device)
+    /// The finished run that `args` name.
+    pub fn open(args: &ModelArgs) -> Result<SavedRun> {
+        let folder = Self::new(&args.model);
+        let config = folder.load_config()?;
+        let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
+        let model = load_record(&folder.file(MODEL), &config, &device.device())?;
+        Ok(SavedRun {
+            folder,
+            config,
+            device,
+            model,
+        })
     }
 
     /// Writes the model in both formats.
@@ -212,6 +237,12 @@ pub fn load_record(path: &Path, config: &RunConfig, device: &Device) -> Result<C
             config.model.describe()
         )
     })
+}
+
+/// Reads a JSON file of this program.
+pub fn load_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let read = || anyhow::Ok(serde_json::from_slice(&fs::read(path)?)?);
+    read().with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// Writes a JSON file.

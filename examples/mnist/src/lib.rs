@@ -10,7 +10,7 @@
 //! | [`model`] | the network, with this project's layer, burn-nn's or none |
 //! | [`training`] | training with the Learner, and [`training::bare_loop`] to measure it against |
 //! | [`history`] | loss and accuracy by epoch; beside it `metrics`, `checkpoint`, `progress`: what the Learner is given |
-//! | [`train`] | a command; so are `eval`, `predict`, `compare` and the list of [`device`]s |
+//! | [`train`] | a command; so are `eval`, `predict`, `compare`, `recalibrate`, `health` and the list of [`device`]s |
 //! | [`config`], [`folder`] | `config.json` and the other files; `report` and `plots` make tables and pictures |
 //!
 //! ```
@@ -37,13 +37,15 @@ pub mod data;
 pub mod device;
 mod eval;
 pub mod folder;
+mod health;
 pub mod history;
 mod metrics;
 pub mod model;
-mod plots;
+pub mod plots;
 mod predict;
 mod progress;
 mod quiet;
+mod recalibrate;
 mod report;
 pub mod train;
 pub mod training;
@@ -82,17 +84,27 @@ pub fn execute(cli: cli::Cli) -> Result<()> {
         }
         Command::Eval(args) => {
             let (report, config) = eval::run(&args)?;
-            print(args.json, &report, || report::eval(&report, &config))
+            print(args.model.json, &report, || report::eval(&report, &config))
         }
         Command::Predict(args) => {
             let predictions = predict::run(&args)?;
-            print(args.json, &predictions, || predict::table(&predictions))
+            print(args.model.json, &predictions, || {
+                predict::table(&predictions)
+            })
         }
         Command::Compare(args) => {
             let comparison = compare::run(&args, &interrupter())?;
             print(args.json, &comparison, || {
                 compare::text(&comparison, &args.out)
             })
+        }
+        Command::Recalibrate(args) => {
+            let report = recalibrate::run(&args)?;
+            print(args.model.json, &report, || recalibrate::text(&report))
+        }
+        Command::Health(args) => {
+            let report = health::run(&args)?;
+            print(args.model.json, &report, || health::text(&report))
         }
         Command::Devices(args) => {
             let devices = device::list();

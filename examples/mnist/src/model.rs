@@ -1,8 +1,10 @@
 //! The article's network: input -> Dense(hidden, ReLU) -> BN -> Dense(10).
 
+use anyhow::{Result, bail};
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn_batchnorm::{BatchNorm, BatchNormConfig, Statistics};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -51,7 +53,7 @@ pub(crate) fn rng(seed: u64, stream: Stream) -> ChaCha8Rng {
 }
 
 /// Shape of the network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Number of inputs: 784, or 100 for images reduced to 10x10.
     pub input: usize,
@@ -61,6 +63,9 @@ pub struct ModelConfig {
     pub norm: NormKind,
     /// Dense -> BN -> ReLU in place of the article's Dense -> ReLU -> BN.
     pub bn_before_activation: bool,
+    /// What this project's layer normalizes by in training. Only `compare` varies it, and saves no model.
+    #[serde(skip)]
+    pub statistics: Statistics,
 }
 
 impl ModelConfig {
@@ -73,9 +78,23 @@ impl ModelConfig {
                 rng(seed, Stream::Weights(1)),
                 device,
             ),
-            norm: Norm::new(self.norm, self.hidden, device),
+            norm: self.norm(device),
             output: dense(self.hidden, CLASSES, rng(seed, Stream::Weights(2)), device),
             bn_before_activation: self.bn_before_activation,
+        }
+    }
+
+    fn norm(&self, device: &Device) -> Option<Norm> {
+        match self.norm {
+            NormKind::Batch => {
+                let config = BatchNormConfig::new(self.hidden).with_statistics(self.statistics);
+                Some(Norm::Batch(config.init(device)))
+            }
+            NormKind::Burn => {
+                let config = burn::nn::BatchNormConfig::new(self.hidden);
+                Some(Norm::Burn(config.init(device)))
+            }
+            NormKind::None => None,
         }
     }
 
@@ -123,24 +142,12 @@ fn dense(inputs: usize, outputs: usize, mut rng: ChaCha8Rng, device: &Device) ->
 #[derive(Module, Debug)]
 pub enum Norm {
     /// This project's layer.
-    Batch(burn_batchnorm::BatchNorm),
+    Batch(BatchNorm),
     /// The layer of burn-nn.
     Burn(burn::nn::BatchNorm),
 }
 
 impl Norm {
-    fn new(kind: NormKind, features: usize, device: &Device) -> Option<Self> {
-        match kind {
-            NormKind::Batch => Some(Self::Batch(
-                burn_batchnorm::BatchNormConfig::new(features).init(device),
-            )),
-            NormKind::Burn => Some(Self::Burn(
-                burn::nn::BatchNormConfig::new(features).init(device),
-            )),
-            NormKind::None => None,
-        }
-    }
-
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Batch(layer) => layer.forward(x),
@@ -173,6 +180,14 @@ impl Classifier {
         };
         self.output.forward(x)
     }
+
+    /// The layer of this project, which not every network has.
+    pub fn batch_norm(&self) -> Result<&BatchNorm> {
+        match &self.norm {
+            Some(Norm::Batch(layer)) => Ok(layer),
+            _ => bail!("the network has no layer of burn-batchnorm: train one with --norm batch"),
+        }
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -186,6 +201,7 @@ mod tests {
             hidden: 50,
             norm,
             bn_before_activation: false,
+            statistics: Statistics::Batch,
         }
     }
 

@@ -1,13 +1,15 @@
-//! The pictures: learning curves, confusion matrix, comparison.
+//! The pictures: learning curves, confusion matrix, comparisons, health.
 //!
 //! They are drawn at twice their size and reduced, which smooths every edge; all sizes below are
 //! those of the large picture.
 
 mod compare;
 mod confusion;
+mod health;
 
 pub use compare::comparison;
 pub use confusion::confusion_matrix;
+pub use health::health;
 
 use std::ops::Range;
 use std::path::Path;
@@ -26,6 +28,9 @@ use crate::history::{EpochRow, History};
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(213, 94, 0);
 const GREEN: RGBColor = RGBColor(0, 158, 115);
+const SKY: RGBColor = RGBColor(86, 180, 233);
+const PURPLE: RGBColor = RGBColor(204, 121, 167);
+const AMBER: RGBColor = RGBColor(230, 159, 0);
 const INK: RGBColor = RGBColor(45, 45, 45);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 
@@ -98,50 +103,60 @@ fn legend(area: &Area<'_>, y: i32, entries: &[(RGBColor, &str)]) -> DrawResult {
     Ok(())
 }
 
-/// Values by epoch, as points and lines between them.
-type Series = (RGBColor, Vec<(f64, f64)>);
+/// A point, and the deviation of its value.
+type Point = (f64, f64, f64);
 
+/// Points and lines between them.
+type Series = (RGBColor, Vec<Point>);
+
+/// Draws series over 1, 2, .. with a label for each, the last of them the name of the axis.
 fn curves(
     area: &Area<'_>,
     title: &str,
-    epochs: usize,
+    (name, labels): (&str, &[String]),
     range: Range<f64>,
     series: &[Series],
 ) -> DrawResult {
-    let last = epochs.max(1) as f64;
+    let label = |x: &f64| match x.fract().abs() < 1e-6 {
+        true => labels.get((*x as usize).wrapping_sub(1)),
+        false => None,
+    };
     let mut chart = ChartBuilder::on(area)
         .caption(title, font(48))
         .margin(28)
         .x_label_area_size(104)
         .y_label_area_size(130)
-        .build_cartesian_2d(0.5..last + 0.5, range)?;
+        .build_cartesian_2d(0.5..labels.len().max(1) as f64 + 0.5, range)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(FAINT.stroke_width(2))
         .axis_style(INK.stroke_width(2))
-        .x_labels(epochs.min(10))
-        .x_label_formatter(&|epoch| format!("{epoch:.0}"))
+        .x_labels(labels.len().min(10))
+        .x_label_formatter(&|x| label(x).cloned().unwrap_or_default())
         .y_labels(8)
         .y_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
-        .x_desc("epoch")
+        .x_desc(name)
         .label_style(font(38))
         .axis_desc_style(font(38))
         .draw()?;
     for (color, points) in series {
-        chart.draw_series(LineSeries::new(
-            points.iter().copied(),
-            color.stroke_width(5),
-        ))?;
-        // Of many epochs the points would hide the line.
+        let line = points.iter().map(|(x, y, _)| (*x, *y));
+        chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(5)))?;
+        // Of many the points would hide the line.
         let size = if points.len() > 40 { 3 } else { 9 };
-        chart.draw_series(
-            points
-                .iter()
-                .map(|point| Circle::new(*point, size, color.filled())),
-        )?;
+        chart.draw_series(line.map(|point| Circle::new(point, size, color.filled())))?;
+        let spread = points.iter().filter(|(_, _, spread)| *spread > 0.0);
+        chart.draw_series(spread.map(|(x, y, spread)| {
+            PathElement::new([(*x, y - spread), (*x, y + spread)], color.stroke_width(4))
+        }))?;
     }
     Ok(())
+}
+
+/// Labels for 1, 2, .. up to `count`.
+fn numbers(count: usize) -> Vec<String> {
+    (1..=count).map(|number| number.to_string()).collect()
 }
 
 /// Draws `learning-curves.png`; `test` is the final test loss and accuracy.
@@ -156,16 +171,16 @@ pub fn learning_curves(path: &Path, history: &History, test: (f64, f64)) -> Resu
             .map(|row| (row.epoch as f64, train(row), valid(row)));
         let train: Vec<_> = rows
             .clone()
-            .map(|(epoch, train, _)| (epoch, train))
+            .map(|(epoch, train, _)| (epoch, train, 0.0))
             .collect();
         let valid: Vec<_> = rows
-            .filter_map(|(epoch, _, valid)| Some((epoch, valid?)))
+            .filter_map(|(epoch, _, valid)| Some((epoch, valid?, 0.0)))
             .collect();
         let values = range(train.iter().chain(&valid).map(|point| point.1));
         curves(
             area,
             title,
-            history.rows.len(),
+            ("epoch", &numbers(history.rows.len())),
             values,
             &[(BLUE, train), (ORANGE, valid)],
         )

@@ -10,9 +10,8 @@ use serde::Serialize;
 
 use crate::cli::PredictArgs;
 use crate::data::{CLASSES, fit_square};
-use crate::device;
 use crate::eval::read;
-use crate::folder::Folder;
+use crate::folder::{Folder, SavedRun};
 use crate::report::percent;
 
 /// Bytes that an unpacked picture may take: some 20,000 x 20,000 in gray.
@@ -40,10 +39,12 @@ pub struct Prediction {
 
 /// Runs the model over image files. Nothing is printed if one cannot be read.
 pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
-    let folder = Folder::new(&args.model);
-    let config = folder.load_config()?;
-    let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?.device();
-    let model = folder.load_model(&config, &device)?;
+    let SavedRun {
+        config,
+        device,
+        model,
+        ..
+    } = Folder::open(&args.model)?;
     let (width, count) = (config.model.input, args.images.len());
     let mut features = Vec::with_capacity(count * width);
     for path in &args.images {
@@ -53,7 +54,7 @@ pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
         })?;
         features.extend(config.scale.inputs(&image, width));
     }
-    let inputs = Tensor::from_data(TensorData::new(features, [count, width]), &device);
+    let inputs = Tensor::from_data(TensorData::new(features, [count, width]), &device.device());
     let logits = read(&model, inputs)?;
     let images = args.images.iter().zip(logits.chunks_exact(CLASSES));
     let predictions = images.map(|(image, logits)| Prediction {

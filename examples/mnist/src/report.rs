@@ -92,7 +92,8 @@ impl Summary {
     }
 }
 
-const HEAD: &str = "              images      loss   accuracy\n";
+/// Above the lines that [`row`] makes.
+pub const HEAD: &str = "              images      loss   accuracy\n";
 
 /// Results of `train` for people.
 pub fn training(summary: &Summary, out: &Path) -> String {
@@ -144,7 +145,8 @@ pub fn eval(report: &EvalReport, config: &RunConfig) -> String {
     )
 }
 
-fn row(name: &str, images: usize, scores: Option<(f64, f64)>) -> String {
+/// A line of a table of images.
+pub fn row(name: &str, images: usize, scores: Option<(f64, f64)>) -> String {
     let (loss, accuracy) = scores.map_or(("-".to_string(), "-".to_string()), |(loss, accuracy)| {
         (format!("{loss:.4}"), percent(accuracy))
     });

@@ -5,23 +5,22 @@ use burn::train::Interrupter;
 
 use crate::cli::TrainArgs;
 use crate::config::RunConfig;
-use crate::data::{CLASSES, Dataset, Samples, Source};
+use crate::data::{CLASSES, Dataset, Source};
 use crate::device::{self, NamedDevice};
-use crate::eval::evaluate;
-use crate::folder::{self, CONFIG, CONFUSION, CURVES, Folder, METRICS, SUMMARY};
+use crate::folder::{self, CONFIG, CONFUSION, CURVES, Folder, HEALTH, METRICS, SUMMARY};
 use crate::history::History;
-use crate::model::NormKind;
+use crate::model::{Classifier, NormKind};
 use crate::report::Summary;
 use crate::training::{Session, Trained, TrainingData, out_of_patience, train};
-use crate::{Interrupted, RUN, checkpoint, plots};
+use crate::{Interrupted, RUN, checkpoint, eval, plots};
 
 /// All that is known before training starts. Nothing is written until it is complete.
-struct Prepared {
-    config: RunConfig,
-    device: NamedDevice,
-    data: Dataset,
-    images: TrainingData,
-    history: History,
+pub(crate) struct Prepared {
+    pub config: RunConfig,
+    pub device: NamedDevice,
+    pub data: Dataset,
+    pub images: TrainingData,
+    pub history: History,
 }
 
 /// Trains, or goes on. Returns what it wrote to `summary.json`.
@@ -206,28 +205,41 @@ fn interrupted(folder: &Folder, done: usize) -> Interrupted {
     Interrupted(text)
 }
 
-/// Test and files. With early stopping the model of the best epoch is taken, else the last.
+/// With early stopping the model of the best epoch is taken, else the last.
 fn finish(run: &Prepared, trained: Trained, folder: &Folder) -> Result<Summary> {
-    let (config, history) = (&run.config, &trained.history);
-    let device = run.device.device();
-    let last = history.rows.len();
-    let best = history.best_epoch().unwrap_or(last);
+    let config = &run.config;
+    let last = trained.history.rows.len();
+    let best = trained.history.best_epoch().unwrap_or(last);
     let (model, model_epoch) = match config.training.early_stopping {
         Some(_) if best != last => {
             let path = checkpoint::model_path(folder, best);
-            (folder::load_record(&path, config, &device)?, best)
+            let model = folder::load_record(&path, config, &run.device.device())?;
+            (model, best)
         }
         _ => (trained.model, last),
     };
-    let samples = Samples::new(&run.data.test, config.model.input, config.scale);
-    let test = evaluate(&model, &samples, &samples.all(), &device)?;
-    let train = run.images.evaluate_train(&model, &device)?;
-    let valid = run.images.evaluate_valid(&model, &device)?;
+    write(run, &trained.history, &model, model_epoch, folder)
+}
+
+/// Tests a network and writes all files of a finished run.
+pub(crate) fn write(
+    run: &Prepared,
+    history: &History,
+    model: &Classifier,
+    model_epoch: usize,
+    folder: &Folder,
+) -> Result<Summary> {
+    let (config, device) = (&run.config, run.device.device());
+    let test = eval::test(model, config, &run.data.test, &device)?;
+    let train = run.images.evaluate_train(model, &device)?;
+    let valid = run.images.evaluate_valid(model, &device)?;
     let evaluations = [&train, &valid, &test];
     let summary = Summary::new(config, &run.device, history, model_epoch, evaluations);
     // First and last: what is between them belongs together where this file is.
     folder::remove(&folder.file(SUMMARY))?;
-    folder.save_model(&model)?;
+    // Of the network that was there before.
+    folder::remove(&folder.file(HEALTH))?;
+    folder.save_model(model)?;
     folder::save_json(&folder.file(CONFIG), config)?;
     history.save(&folder.file(METRICS))?;
     plots::learning_curves(

@@ -113,6 +113,11 @@ impl TrainingData {
             .shuffled(training.seed, epoch as u64)
     }
 
+    /// The images of training, in order and in few batches.
+    pub(crate) fn train_batches(&self, device: &Device) -> BatchLoader {
+        BatchLoader::fixed(&self.samples, &self.train, EVAL_BATCH, device)
+    }
+
     /// Loss and accuracy of a finished network on the images it was trained with.
     pub(crate) fn evaluate_train(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
         evaluate(model, &self.samples, &self.train, device)

@@ -1,55 +1,19 @@
 //! What a layer can be told: its configuration, and the options' types.
 
 mod activation;
+mod policies;
 mod presets;
+mod statistics;
 
 use burn::config::{Config, config_to_json};
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 pub use activation::Activation;
+pub use policies::{Averaging, MaskedOutput, Memory, NonFinite, SingleValue, Variance};
+pub use statistics::{Bound, Ghost, GhostVariance, Inference, Reference, Renorm, Statistics};
 
 use crate::BatchNormError;
-
-/// How a new batch enters the running statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Averaging {
-    /// `running = (1 - momentum) * running + momentum * batch`.
-    #[default]
-    Exponential,
-    /// The plain average over all batches seen, `momentum` unused: PyTorch's `momentum=None`.
-    ///
-    /// Every batch weighs the same, whatever its size.
-    Cumulative,
-}
-
-/// Which estimate of the batch variance enters the running variance.
-///
-/// The output of a training step is always normalized by the biased one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Variance {
-    /// Divide by `n - 1`: the [paper](https://arxiv.org/abs/1502.03167) (Algorithm 2), PyTorch.
-    #[default]
-    Unbiased,
-    /// Divide by `n`: Keras 3, Flax, ONNX, burn-nn.
-    Biased,
-}
-
-/// What to do where batch statistics are asked of one value per channel.
-///
-/// Its variance is 0, the output is `beta` whatever the input, and the unbiased variance does not
-/// exist. Such a batch is often the short last one of an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum SingleValue {
-    /// Refuse it with [`BatchNormError::SingleValue`], as PyTorch does.
-    #[default]
-    Error,
-    /// Normalize it by the running statistics, which stay as they are. Without `running_stats` it
-    /// is refused.
-    UseRunning,
-    /// Normalize it by its own statistics (the output is `beta`), and leave the running ones alone.
-    SkipUpdate,
-}
 
 /// Configuration of a [`BatchNorm`](crate::BatchNorm) layer.
 ///
@@ -78,7 +42,7 @@ pub struct BatchNormConfig {
     /// 0.99 is 0.01 here.
     #[serde(default = "default_momentum")]
     pub momentum: f64,
-    /// Exponential or cumulative average. Default: [`Averaging::Exponential`]
+    /// How batches are averaged. Default: [`Averaging::Exponential`]
     #[serde(default)]
     pub averaging: Averaging,
     /// Estimator of the running variance. Default: [`Variance::Unbiased`]
@@ -90,6 +54,13 @@ pub struct BatchNormConfig {
     /// Whether `beta` is a parameter; if not it stays 0 and is not recorded. Default: true
     #[serde(default = "enabled")]
     pub shift: bool,
+    /// What gamma starts at: 0 in the last layer of a residual block makes the block begin as the identity
+    /// ([Goyal et al. 2017](https://arxiv.org/abs/1706.02677)). Finite in f32. Default: 1
+    #[serde(default = "one")]
+    pub initial_gamma: f64,
+    /// What beta starts at. Finite in f32. Default: 0
+    #[serde(default)]
+    pub initial_beta: f64,
     /// Whether running statistics are kept; if not, inference too normalizes by the statistics of
     /// its batch, and none are recorded. Default: true
     #[serde(default = "enabled")]
@@ -104,6 +75,27 @@ pub struct BatchNormConfig {
     /// Policy for one value per channel. Default: [`SingleValue::Error`]
     #[serde(default)]
     pub single_value: SingleValue,
+    /// Which statistics a training pass normalizes by. Default: [`Statistics::Batch`]
+    #[serde(default)]
+    pub statistics: Statistics,
+    /// Which statistics normalize where the layer does not train. Default: [`Inference::Running`]
+    #[serde(default)]
+    pub inference: Inference,
+    /// Whether training passes enter the running statistics. Default: true
+    #[serde(default = "enabled")]
+    pub update_statistics: bool,
+    /// Whether `gamma` and `beta` get gradients. Default: true
+    #[serde(default = "enabled")]
+    pub train_affine: bool,
+    /// What a NaN or an infinity in a batch does. Default: [`NonFinite::Propagate`]
+    #[serde(default)]
+    pub non_finite: NonFinite,
+    /// What a masked pass returns where the mask admits nothing. Default: [`MaskedOutput::Normalize`]
+    #[serde(default)]
+    pub masked_output: MaskedOutput,
+    /// What a training pass keeps for its backward pass. Default: [`Memory::Input`]
+    #[serde(default)]
+    pub memory: Memory,
 }
 
 fn default_epsilon() -> f64 {
@@ -116,6 +108,10 @@ fn default_momentum() -> f64 {
 
 fn default_channel_axis() -> isize {
     1
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 fn enabled() -> bool {
@@ -133,10 +129,19 @@ impl BatchNormConfig {
             variance: Variance::Unbiased,
             scale: true,
             shift: true,
+            initial_gamma: 1.0,
+            initial_beta: 0.0,
             running_stats: true,
             channel_axis: default_channel_axis(),
             activation: Activation::None,
             single_value: SingleValue::Error,
+            statistics: Statistics::Batch,
+            inference: Inference::Running,
+            update_statistics: true,
+            train_affine: true,
+            non_finite: NonFinite::Propagate,
+            masked_output: MaskedOutput::Normalize,
+            memory: Memory::Input,
         }
     }
 
@@ -176,6 +181,18 @@ impl BatchNormConfig {
         self
     }
 
+    /// Sets what gamma starts at: [`initial_gamma`](Self::initial_gamma).
+    pub fn with_initial_gamma(mut self, initial_gamma: f64) -> Self {
+        self.initial_gamma = initial_gamma;
+        self
+    }
+
+    /// Sets what beta starts at: [`initial_beta`](Self::initial_beta).
+    pub fn with_initial_beta(mut self, initial_beta: f64) -> Self {
+        self.initial_beta = initial_beta;
+        self
+    }
+
     /// Sets whether [`running_stats`](Self::running_stats) are kept.
     pub fn with_running_stats(mut self, running_stats: bool) -> Self {
         self.running_stats = running_stats;
@@ -200,6 +217,48 @@ impl BatchNormConfig {
         self
     }
 
+    /// Sets the [`statistics`](Self::statistics) that a training pass normalizes by.
+    pub fn with_statistics(mut self, statistics: Statistics) -> Self {
+        self.statistics = statistics;
+        self
+    }
+
+    /// Sets the statistics that normalize in [`inference`](Self::inference).
+    pub fn with_inference(mut self, inference: Inference) -> Self {
+        self.inference = inference;
+        self
+    }
+
+    /// Sets whether training passes [enter](Self::update_statistics) the running statistics.
+    pub fn with_update_statistics(mut self, update_statistics: bool) -> Self {
+        self.update_statistics = update_statistics;
+        self
+    }
+
+    /// Sets whether `gamma` and `beta` [train](Self::train_affine).
+    pub fn with_train_affine(mut self, train_affine: bool) -> Self {
+        self.train_affine = train_affine;
+        self
+    }
+
+    /// Sets the [`non_finite`](Self::non_finite) policy.
+    pub fn with_non_finite(mut self, non_finite: NonFinite) -> Self {
+        self.non_finite = non_finite;
+        self
+    }
+
+    /// Sets the [`masked_output`](Self::masked_output) policy.
+    pub fn with_masked_output(mut self, masked_output: MaskedOutput) -> Self {
+        self.masked_output = masked_output;
+        self
+    }
+
+    /// Sets what a training pass keeps in [`memory`](Self::memory).
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
     /// Refuses what no input could make valid.
     pub(crate) fn validate(&self) -> Result<(), BatchNormError> {
         if self.num_features == 0 {
@@ -207,7 +266,58 @@ impl BatchNormConfig {
         }
         self.activation.validate()?;
         validate_epsilon(self.epsilon, DType::F64)?;
-        validate_momentum(self.momentum)
+        validate_momentum(self.momentum)?;
+        for (option, initial, learned) in [
+            ("initial_gamma", self.initial_gamma, self.scale),
+            ("initial_beta", self.initial_beta, self.shift),
+        ] {
+            let neutral = initial == f64::from(u8::from(option == "initial_gamma"));
+            if !(initial as f32).is_finite() || !learned && !neutral {
+                return Err(BatchNormError::Invalid {
+                    option,
+                    expected: "a value that is finite in f32, and a parameter to start at it (scale, shift)",
+                    got: initial.to_string(),
+                });
+            }
+        }
+        self.statistics.validate()?;
+        self.inference.validate()?;
+        for (option, needs_running) in [
+            ("statistics", self.statistics.needs_running()),
+            (
+                "inference",
+                matches!(self.inference, Inference::Blend { .. }),
+            ),
+        ] {
+            if needs_running && !self.running_stats {
+                return Err(BatchNormError::Conflict { option });
+            }
+        }
+        let undone = match self.activation {
+            Activation::None => true,
+            Activation::LeakyRelu(slope) => slope as f32 > 0.0,
+            _ => false,
+        };
+        if self.memory == Memory::Output && !undone {
+            return Err(BatchNormError::Invalid {
+                option: "memory",
+                expected: "an activation that can be undone (None, LeakyRelu of a positive slope) to keep the \
+                           output alone",
+                got: format!("{:?}", self.activation),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a training pass is what Burn and PyTorch have, with nothing between the statistics and the
+    /// normalization: what the fused kernels do in one.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.statistics == Statistics::Batch && self.non_finite == NonFinite::Propagate
+    }
+
+    /// Whether the number of batches decides something.
+    pub(crate) fn counts(&self) -> bool {
+        self.averaging != Averaging::Exponential || self.statistics.counts()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The operations as autodiff nodes.
 //!
 //! A node keeps its input and the tensors per channel of its forward pass: no output, nothing of the
-//! input's size that the graph does not hold anyway. A residual is kept only where an activation
+//! input's size that the graph does not hold anyway. Where [`Pass::from_output`] says so, it keeps its
+//! output instead, which the next operation holds too, and the input's memory is free for it. A residual is kept only where an activation
 //! follows, whose argument the backward pass recomputes. Gradients that nobody asked for are not
 //! computed. Nodes are compute-bound: under gradient checkpointing they are not run again, so a
 //! running statistic counts a batch once.
@@ -24,7 +25,7 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use super::composed::{inv_std, pack, row, zeros};
+use super::composed::{centred_of_output, inv_std, pack, row, zeros};
 use super::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
 use crate::Activation;
 use crate::statistics::Update;
@@ -37,13 +38,21 @@ struct Normalize;
 
 #[derive(Debug, Clone)]
 struct Kept<B: Backend> {
-    x: NodeId,
+    source: Source<B>,
     /// If the backward pass reads it.
     residual: Option<NodeId>,
     moments: Moments<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     pass: Pass,
+}
+
+/// What a backward pass has the input from.
+#[derive(Debug, Clone)]
+enum Source<B: Backend> {
+    Input(NodeId),
+    /// Of a pass that was normalized by its batch.
+    Output(FloatTensor<B>),
 }
 
 impl<B: Backend + BatchNormOps, const N: usize> Backward<B, N> for Normalize {
@@ -66,10 +75,17 @@ impl<B: Backend + BatchNormOps, const N: usize> Backward<B, N> for Normalize {
             beta: beta.is_some() || center.is_some(),
             residual: residual.is_some(),
         };
+        let (input, moments) = match (kept.source, &kept.moments) {
+            (Source::Output(y), Moments::Batch(moments)) => {
+                centred_of_output::<B>(y, moments, kept.gamma.clone(), kept.beta.clone(), kept.pass)
+            }
+            (Source::Output(y), moments) => (y, moments.clone()),
+            (Source::Input(x), moments) => (checkpointer.retrieve_node_output(x), moments.clone()),
+        };
         let (x_grad, gamma_grad, beta_grad, residual_grad) = B::backward(
-            checkpointer.retrieve_node_output(kept.x),
+            input,
             y_grad,
-            kept.moments.clone(),
+            moments,
             kept.gamma.clone(),
             kept.beta,
             match kept.residual {
@@ -162,7 +178,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
         let nodes = parents.each_ref().map(|parent| parent.node());
         match Normalize.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let x = prep.checkpoint(&self.x);
+                let x = (!pass.from_output).then(|| prep.checkpoint(&self.x));
                 let residual = match &self.residual {
                     Maybe::Present(residual) if pass.activation != Activation::None => {
                         Some(prep.checkpoint(residual))
@@ -174,8 +190,12 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
                 let inputs = self.inner();
                 let (gamma, beta) = (inputs.gamma.clone(), inputs.beta.clone());
                 let (y, moments) = forward(inputs);
+                let source = match x {
+                    Some(x) => Source::Input(x),
+                    None => Source::Output(y.clone()),
+                };
                 let kept = Kept {
-                    x,
+                    source,
                     residual,
                     moments,
                     gamma,

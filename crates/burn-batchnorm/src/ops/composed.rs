@@ -284,6 +284,29 @@ pub fn backward<B: Backend>(
     )
 }
 
+/// The input less its mean, from the output of a training pass `activation(x_hat * gamma + beta)`, and the
+/// moments that go with it. (Not the input: next to a mean that is large, it could not hold the digits.)
+#[cfg(all(feature = "autodiff", any(feature = "host", feature = "cube")))]
+pub fn centred_of_output<B: super::BatchNormOps>(
+    y: FloatTensor<B>,
+    moments: &FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    pass: Pass,
+) -> (FloatTensor<B>, Moments<B>) {
+    let z = match pass.activation {
+        // Of a positive slope, the inverse is one of its kind.
+        crate::Activation::LeakyRelu(slope) => B::leaky_relu(y, (1.0 / slope).into()),
+        _ => y,
+    };
+    let inv_std = row::<B>(moments, 3);
+    let scale = B::float_recip(B::float_mul(gamma, inv_std.clone()));
+    let none = zeros::<B>(&inv_std, inv_std.shape());
+    let centred = B::affine(z, beta, scale, none.clone(), pass.view);
+    let rows = vec![none.clone(), none, row::<B>(moments, 2), inv_std];
+    (centred, Moments::Batch(pack::<B>(rows)))
+}
+
 /// As [`BatchNormOps::affine`](super::BatchNormOps::affine).
 pub fn affine<B: Backend>(
     x: FloatTensor<B>,

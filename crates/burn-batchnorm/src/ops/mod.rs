@@ -28,6 +28,9 @@ pub struct Pass {
     pub activation: Activation,
     /// Added to the variance inside the square root.
     pub epsilon: f64,
+    /// Whether the backward pass of [`train`](BatchNormOps::train) works from the output and keeps no
+    /// input: there is no residual, and the activation can be undone.
+    pub from_output: bool,
 }
 
 /// A tensor that may be missing.

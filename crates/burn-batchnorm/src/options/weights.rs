@@ -1,37 +1,38 @@
-//! Statistics of weighted positions, which is what masks and sequence lengths need.
+//! Statistics of weighted positions.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
 
 use crate::checks::cast;
 use crate::ops::composed::compute_dtype;
 use crate::view::View;
 
+/// Where there is no weight. Not `weights <= 0`: a NaN is no weight either.
+pub(crate) fn absent(weights: Tensor<3>) -> Tensor<3, Bool> {
+    weights.greater_elem(0.0).bool_not()
+}
+
 /// The center of an input, and the sum of its weights as a fourth row: `[4, channels]`.
 ///
-/// `weights` has the shape of the input, or length 1 on the channel axis. What has no weight is
-/// replaced before anything is computed, since a product with 0 would keep a NaN.
+/// `weights` are `[outer, 1 or channels, inner]`. What has no weight is replaced before anything is
+/// computed, since a product with 0 would keep a NaN.
 pub(crate) fn moments<const D: usize>(
     input: Tensor<D>,
-    weights: Tensor<D>,
+    weights: Tensor<3>,
     view: View,
 ) -> Tensor<2> {
     let View {
-        axis,
         outer,
         channels,
         inner,
+        ..
     } = view;
     let dtype = compute_dtype(input.dtype());
     if view.is_empty() {
         return Tensor::zeros([4, channels], (&input.device(), dtype));
     }
     let x = cast(input, dtype).reshape([outer, channels, inner]);
-    let weighted = weights.shape()[axis];
-    let weights = cast(weights.detach(), dtype)
-        .reshape([outer, weighted, inner])
-        .expand([outer, channels, inner]);
-    // Not `weights <= 0`: a NaN is no weight either.
-    let absent = weights.clone().greater_elem(0.0).bool_not();
+    let weights = cast(weights.detach(), dtype).expand([outer, channels, inner]);
+    let absent = absent(weights.clone());
     let weights = weights.mask_fill(absent.clone(), 0.0);
 
     let sum = |tensor: Tensor<3>| tensor.sum_dim(0).sum_dim(2);

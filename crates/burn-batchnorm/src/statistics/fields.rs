@@ -5,8 +5,7 @@ use std::sync::Arc;
 use burn::module::ParamId;
 use burn::tensor::Tensor;
 
-use super::update::blend;
-use super::{Begun, Finished, Rule, Shared, Values, rows, stored};
+use super::{Begun, Observation, Renormed, Rule, Shared, Values, stored};
 
 /// Which of a state's tensors a field shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +50,9 @@ impl RunningState {
     /// As [`new`](Self::new), with the id that optimizers and records know it by.
     pub fn with_id(id: ParamId, value: Tensor<1>) -> Self {
         let value = stored(value);
-        let values = Values {
-            mean: value.clone(),
-            variance: value,
-            batches: 0,
-        };
         Self {
             id,
-            shared: Shared::new(values),
+            shared: Shared::new(Values::fresh(value.clone(), value)),
             row: Row::Mean,
         }
     }
@@ -100,14 +94,18 @@ pub struct BatchCounter {
 }
 
 impl BatchCounter {
-    /// The present count.
+    /// The present count. Batches that every channel left out are not in it; where a mask or a policy
+    /// could have done that, this waits for the device.
     pub fn value(&self) -> u64 {
-        self.shared.look(|values| values.batches)
+        self.shared.values().entered()
     }
 
     /// Replaces the count.
     pub fn set(&self, count: u64) {
-        self.shared.change(|values| values.batches = count);
+        self.shared.change(|values| {
+            values.batches = count;
+            values.skipped = None;
+        });
     }
 }
 
@@ -150,7 +148,39 @@ pub(crate) fn show(
     )
 }
 
+/// The three fields of a layer, seen from elsewhere: what is done to them reaches the layer.
+#[derive(Debug)]
+pub(crate) struct Views(RunningState, RunningState, BatchCounter);
+
+impl Views {
+    pub(crate) fn fields(&self) -> Fields<'_> {
+        Fields {
+            mean: &self.0,
+            variance: &self.1,
+            counter: &self.2,
+        }
+    }
+
+    /// Whether both see the same layer's state.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0.shared, &other.0.shared)
+    }
+}
+
 impl Fields<'_> {
+    pub(crate) fn views(&self) -> Views {
+        let view = |field: &RunningState| RunningState {
+            id: field.id,
+            shared: field.shared.clone(),
+            row: field.row,
+        };
+        let counter = BatchCounter {
+            id: self.counter.id,
+            shared: self.counter.shared.clone(),
+        };
+        Views(view(self.mean), view(self.variance), counter)
+    }
+
     pub(crate) fn ids(&self) -> [ParamId; 3] {
         [self.mean.id, self.variance.id, self.counter.id]
     }
@@ -180,40 +210,61 @@ impl Fields<'_> {
             None => Values {
                 mean: self.mean.value(),
                 variance: self.variance.value(),
-                batches: self.counter.value(),
+                ..self.counter.shared.values()
             },
         }
     }
 
-    pub(crate) fn begin(&self, rule: &Rule) -> Begun {
+    pub(crate) fn begin(&self, rule: &Rule, values: usize) -> Begun {
         match self.joined() {
-            Some(shared) => shared.begin(rule),
+            Some(shared) => shared.begin(rule, values),
             None => {
-                let values = self.values();
+                let statistics = self.values();
                 Begun {
-                    update: rule.update(values.batches),
-                    values,
+                    update: rule.update(statistics.batches, values),
+                    values: statistics,
                     version: 0,
                 }
             }
         }
     }
 
-    pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        blended: [Tensor<1>; 2],
+        rule: &Rule,
+        batch: &Observation,
+    ) {
+        match self.joined() {
+            Some(shared) => shared.finish(begun, blended, rule, batch),
+            None => self.enter(rule, batch),
+        }
+    }
+
+    /// As a new layer's.
+    pub(crate) fn reset(&self) {
+        self.mean.update(self.mean.value().zeros_like());
+        self.variance.update(self.variance.value().ones_like());
+        self.counter.shared.change(|values| {
+            values.batches = 0;
+            values.skipped = None;
+            let fresh = |renorm: &Renormed| Renormed::fresh(renorm.ids, &renorm.renorm_mean);
+            values.renorm = values.renorm.as_ref().map(fresh);
+        });
+    }
+
+    pub(crate) fn enter(&self, rule: &Rule, batch: &Observation) {
         if let Some(shared) = self.joined() {
-            return shared.finish(begun, rule, finished);
+            return shared.enter(rule, batch);
         }
-        let update = begun.update;
-        let adds = [update.add_mean, update.add_variance];
-        let fields = [self.mean, self.variance];
-        for ((field, batch), add) in fields.into_iter().zip(rows(finished.moments)).zip(adds) {
-            field.shared.change(|values| {
-                let value = values.row_mut(field.row);
-                *value = blend(value, batch, update.keep, add);
-            });
-        }
-        self.counter
-            .shared
-            .change(|values| values.batches = values.batches.saturating_add(1));
+        let (new, _) = rule.after(&self.values(), batch);
+        self.mean.update(new.mean.clone());
+        self.variance.update(new.variance.clone());
+        self.counter.shared.change(|values| {
+            values.batches = new.batches;
+            values.skipped = new.skipped;
+            values.renorm = new.renorm;
+        });
     }
 }

@@ -16,7 +16,9 @@
 //! then the batch's own statistics are blended in again, under the lock and with the count of that
 //! moment. So no update is lost, and none is entered twice.
 
+mod amount;
 pub(crate) mod fields;
+mod observation;
 mod update;
 mod worker;
 
@@ -24,21 +26,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
-pub(crate) use update::Rule;
+pub(crate) use amount::like;
+pub(crate) use observation::packed;
+use update::Taken;
 pub use update::Update;
+pub(crate) use update::{Observation, Renormed, Rule, Values};
 use worker::{Group, Report, Role};
 
 use crate::checks::{cast, to_device};
 use crate::ops::composed::compute_dtype;
-
-/// What the running statistics are at one moment, tensors of shape `[channels]`.
-#[derive(Debug, Clone)]
-pub(crate) struct Values {
-    pub(crate) mean: Tensor<1>,
-    pub(crate) variance: Tensor<1>,
-    /// The number of batches that entered.
-    pub(crate) batches: u64,
-}
 
 /// A statistic as it is kept: not tracked by autodiff, not quantized, at least f32, since in a half
 /// type a small update would round to none.
@@ -89,15 +85,6 @@ pub(crate) struct Begun {
     pub(crate) values: Values,
     pub(crate) update: Update,
     version: u64,
-}
-
-/// What a training pass made of the running statistics, and of what: tensors of shape `[channels]`.
-#[derive(Debug)]
-pub(crate) struct Finished {
-    /// The running mean and variance, updated from those of [`Begun`].
-    pub(crate) blended: [Tensor<1>; 2],
-    /// Of the batch: rows with the mean, what rounding took from it, the biased variance.
-    pub(crate) moments: Tensor<2>,
 }
 
 impl Shared {
@@ -155,49 +142,46 @@ impl Shared {
     /// Moves the values without changing them: a worker stays one.
     pub(crate) fn relocate(&self, device: &Device) {
         let mut state = self.settled();
-        let Values {
-            mean,
-            variance,
-            batches,
-        } = state.values().clone();
-        state.values = Some(Values {
-            mean: to_device(mean, device),
-            variance: to_device(variance, device),
-            batches,
-        });
+        let here = |tensor: &Tensor<1>| to_device(tensor.clone(), device);
+        state.values = Some(state.values().map(here));
     }
 
-    /// Starts a training pass.
-    pub(crate) fn begin(&self, rule: &Rule) -> Begun {
+    /// Starts a training pass, of a batch with `values` per channel.
+    pub(crate) fn begin(&self, rule: &Rule, values: usize) -> Begun {
         let state = self.settled();
         Begun {
+            update: rule.update(state.values().batches, values),
             values: state.values().clone(),
-            update: rule.update(state.values().batches),
             version: state.version,
         }
     }
 
-    /// Ends a training pass: its batch has entered.
-    pub(crate) fn finish(&self, begun: Begun, rule: &Rule, finished: Finished) {
+    /// Ends a training pass, of which a kernel has blended the running mean and variance already.
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        [mean, variance]: [Tensor<1>; 2],
+        rule: &Rule,
+        batch: &Observation,
+    ) {
         let mut state = self.settled();
-        let (values, update) = match state.version == begun.version {
+        match state.version == begun.version {
             true => {
-                let [mean, variance] = finished.blended;
                 let values = Values {
                     mean,
                     variance,
                     batches: begun.values.batches.saturating_add(1),
+                    ..begun.values
                 };
-                (values, begun.update)
+                state.observe(values, begun.update.taken(batch.values));
             }
-            false => {
-                let update = rule.update(state.values().batches);
-                let [mean, variance] = rows(finished.moments);
-                (state.values().after(update, mean, variance), update)
-            }
-        };
-        let role = std::mem::replace(&mut state.role, Role::Own);
-        state.enter(values, role.observing(update, rule.values));
+            false => state.observe_batch(rule, batch),
+        }
+    }
+
+    /// Enters a batch.
+    pub(crate) fn enter(&self, rule: &Rule, batch: &Observation) {
+        self.settled().observe_batch(rule, batch);
     }
 }
 
@@ -209,6 +193,17 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl State {
     fn values(&self) -> &Values {
         self.values.as_ref().expect("a state that is alive")
+    }
+
+    fn observe_batch(&mut self, rule: &Rule, batch: &Observation) {
+        let (values, taken) = rule.after(self.values(), batch);
+        self.observe(values, taken);
+    }
+
+    /// A batch has entered.
+    fn observe(&mut self, values: Values, taken: Taken) {
+        let role = std::mem::replace(&mut self.role, Role::Own);
+        self.enter(values, role.observing(&taken));
     }
 
     fn enter(&mut self, values: Values, role: Role) {

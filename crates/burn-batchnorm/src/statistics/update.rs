@@ -1,12 +1,37 @@
 //! The one formula by which running statistics change.
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::module::ParamId;
+use burn::tensor::{Bool, Tensor};
 
-use super::Values;
-use crate::checks::{cast, to_device};
+use super::amount::{Amount, like};
+use super::rows;
+use crate::checks::cast;
 use crate::ops::composed;
-use crate::{Averaging, Variance};
+use crate::{Averaging, NonFinite, Variance};
+
+/// What the running statistics are at one moment, tensors of shape `[channels]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Values {
+    pub(crate) mean: Tensor<1>,
+    pub(crate) variance: Tensor<1>,
+    /// The number of batches that were handed in.
+    pub(crate) batches: u64,
+    /// How many of them each channel has left out. None: none of them ever could be.
+    pub(crate) skipped: Option<Tensor<1>>,
+    /// What batch renormalization keeps beside them, if it does.
+    pub(crate) renorm: Option<Renormed>,
+}
+
+/// The statistics of [`Reference::Separate`](crate::Reference::Separate), by Keras's names.
+#[derive(Debug, Clone)]
+pub(crate) struct Renormed {
+    /// By which optimizers and records know the three.
+    pub(crate) ids: [ParamId; 3],
+    pub(crate) renorm_mean: Tensor<1>,
+    pub(crate) renorm_stddev: Tensor<1>,
+    pub(crate) moving_stddev: Tensor<1>,
+}
 
 /// One update of the running statistics: `new = keep * old + add * batch`.
 ///
@@ -24,43 +49,360 @@ pub struct Update {
     pub add_variance: f64,
 }
 
-/// What a configuration says of updates, for a batch with a certain number of values per channel.
+/// What a configuration says of updates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) averaging: Averaging,
     /// Weight of the new batch, within `[0, 1]`.
     pub(crate) momentum: f64,
     pub(crate) estimator: Variance,
-    /// Values per channel of the batch.
+    pub(crate) non_finite: NonFinite,
+    /// Momentum of the separate reference of batch renormalization, if there is one.
+    pub(crate) renorm: Option<f64>,
+    pub(crate) epsilon: f64,
+}
+
+/// What a pass saw of a batch.
+#[derive(Debug, Clone)]
+pub(crate) struct Observation {
+    /// Rows with the mean, what rounding took from it, the biased variance; perhaps more.
+    pub(crate) moments: Tensor<2>,
+    /// Positions per channel.
     pub(crate) values: usize,
+    /// The sum of the positions' weights, shape `[channels]`, where they have some.
+    pub(crate) weight: Option<Tensor<1>>,
+    /// The number of ghost batches whose variances were averaged: Bessel's factor is that of one of them.
+    pub(crate) ghosts: Option<usize>,
+}
+
+/// What an update did to the statistics, as far as it tells workers apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Taken {
+    /// What is left of the old mean and variance.
+    pub(crate) keep: Amount,
+    /// What is left of the old separate reference.
+    pub(crate) keep_renorm: Amount,
+    /// How much of the batch was taken, in values.
+    pub(crate) weight: Amount,
 }
 
 impl Rule {
-    /// The update that enters a batch into statistics of `batches` earlier ones.
-    pub(crate) fn update(&self, batches: u64) -> Update {
+    /// The update that enters a batch of `values` per channel into statistics of `batches` earlier ones.
+    pub(crate) fn update(&self, batches: u64, values: usize) -> Update {
         let add = match self.averaging {
             Averaging::Exponential => self.momentum,
             Averaging::Cumulative => 1.0 / (batches as f64 + 1.0),
-        };
-        let correction = match (self.estimator, self.values as f64) {
-            (Variance::Unbiased, n) if n > 1.0 => n / (n - 1.0),
-            _ => 1.0,
+            // 1 less what is left of the initial values.
+            Averaging::Debiased if self.momentum > 0.0 => {
+                let kept = (1.0 - self.momentum).powf(batches as f64 + 1.0);
+                self.momentum / (1.0 - kept)
+            }
+            Averaging::Debiased => 0.0,
         };
         Update {
             keep: 1.0 - add,
             add_mean: add,
-            add_variance: add * correction,
+            add_variance: add * self.correction(values as f64),
+        }
+    }
+
+    /// Bessel's.
+    fn correction(&self, n: f64) -> f64 {
+        match self.estimator {
+            Variance::Unbiased if n > 1.0 => n / (n - 1.0),
+            Variance::Unbiased | Variance::Biased => 1.0,
+        }
+    }
+
+    /// The estimate of the variance that enters, and which channels know one where that differs, both of
+    /// the biased variance of a batch.
+    pub(crate) fn estimated(
+        &self,
+        variance: &Tensor<1>,
+        batch: &Observation,
+    ) -> (Tensor<1>, Option<Tensor<1, Bool>>) {
+        let ghosts = batch.ghosts.unwrap_or(1) as f64;
+        let Some(weight) = &batch.weight else {
+            let n = batch.values as f64 / ghosts;
+            return (variance.clone() * self.correction(n), None);
+        };
+        let n = like(weight, variance) / ghosts;
+        match self.estimator {
+            Variance::Biased => (variance.clone(), Some(n.greater_elem(0.0))),
+            Variance::Unbiased => {
+                let corrected = variance.clone() * (n.clone() / (n.clone() - 1.0));
+                (corrected, Some(n.greater_elem(1.0)))
+            }
+        }
+    }
+
+    /// The statistics after a batch, and what was taken of it.
+    pub(crate) fn after(&self, old: &Values, batch: &Observation) -> (Values, Taken) {
+        let here = |tensor| like(&tensor, &old.mean);
+        let [mean, variance] = rows(batch.moments.clone()).map(here);
+        // Where channels may differ in what they take of the batch.
+        let by_channel =
+            batch.weight.is_some() || old.skipped.is_some() || self.non_finite == NonFinite::Skip;
+        if !by_channel && self.renorm.is_none() {
+            let n = batch.values / batch.ghosts.unwrap_or(1);
+            let update = self.update(old.batches, n);
+            let Update {
+                keep,
+                add_mean,
+                add_variance,
+            } = update;
+            let values = Values {
+                mean: blend(&old.mean, mean, keep, add_mean),
+                variance: blend(&old.variance, variance, keep, add_variance),
+                batches: old.batches.saturating_add(1),
+                ..old.clone()
+            };
+            return (values, update.taken(batch.values));
+        }
+
+        let (estimated, known) = self.estimated(&variance, batch);
+        let finite = (self.non_finite == NonFinite::Skip).then(|| {
+            mean.clone()
+                .is_finite()
+                .bool_and(variance.clone().is_finite())
+        });
+        let enters = match (known, finite) {
+            (Some(known), Some(finite)) => Some(known.bool_and(finite)),
+            (known, finite) => known.or(finite),
+        };
+        let skipped = old.skipped.clone().unwrap_or_else(|| old.mean.zeros_like());
+        let blender = Blender {
+            rule: self,
+            batches: old.batches,
+            skipped: &skipped,
+            enters: enters.as_ref(),
+        };
+        let renorm = old.renorm.as_ref().zip(self.renorm).map(|(old, momentum)| {
+            let stddev = |variance: Tensor<1>| (variance + self.epsilon).sqrt();
+            let own = |old, new| blender.select(old, blend(old, new, 1.0 - momentum, momentum));
+            Renormed {
+                ids: old.ids,
+                renorm_mean: own(&old.renorm_mean, mean.clone()),
+                renorm_stddev: own(&old.renorm_stddev, stddev(variance)),
+                moving_stddev: blender.blend(&old.moving_stddev, stddev(estimated.clone())),
+            }
+        });
+        let variance = match &renorm {
+            // Keras averages standard deviations.
+            Some(renorm) => {
+                let square = renorm.moving_stddev.clone().powi_scalar(2);
+                blender.select(&old.variance, (square - self.epsilon).clamp_min(0.0))
+            }
+            None => blender.blend(&old.variance, estimated),
+        };
+        let taken = Taken {
+            keep: blender.kept(self.keep(old.batches, &skipped)),
+            keep_renorm: blender.kept(Amount::Same(1.0 - self.renorm.unwrap_or(0.0))),
+            weight: match (&batch.weight, &enters) {
+                (None, None) => Amount::Same(batch.values as f64),
+                (weight, enters) => {
+                    let weight = match weight {
+                        Some(weight) => here(weight.clone()),
+                        None => old.mean.full_like(batch.values as f64),
+                    };
+                    Amount::each(match enters {
+                        Some(enters) => weight.mask_fill(enters.clone().bool_not(), 0.0),
+                        None => weight,
+                    })
+                }
+            },
+        };
+        let values = Values {
+            mean: blender.blend(&old.mean, mean),
+            variance,
+            batches: old.batches.saturating_add(1),
+            renorm,
+            skipped: match &enters {
+                Some(enters) => {
+                    let left_out = enters.clone().bool_not().float();
+                    Some(skipped.clone() + cast(left_out, skipped.dtype()))
+                }
+                None => old.skipped.clone(),
+            },
+        };
+        (values, taken)
+    }
+
+    /// What an update leaves of the old mean and variance.
+    fn keep(&self, batches: u64, skipped: &Tensor<1>) -> Amount {
+        match self.averaging {
+            Averaging::Exponential => Amount::Same(1.0 - self.momentum),
+            Averaging::Debiased if self.momentum == 0.0 || self.momentum == 1.0 => {
+                Amount::Same(1.0 - self.momentum)
+            }
+            averaging => {
+                // Of the batches that each channel has taken.
+                let count = skipped.clone().neg() + (batches as f64 + 1.0);
+                let add = match averaging {
+                    Averaging::Debiased => {
+                        let kept = (count.clone() * (1.0 - self.momentum).ln()).exp();
+                        let add = (kept.neg() + 1.0).recip() * self.momentum;
+                        // Exactly, for what must replace even a NaN.
+                        add.mask_fill(count.equal_elem(1.0), 1.0)
+                    }
+                    _ => count.recip(),
+                };
+                Amount::each(add.neg() + 1.0)
+            }
+        }
+    }
+}
+
+impl Update {
+    /// Of a batch with `values` per channel.
+    pub(crate) fn taken(&self, values: usize) -> Taken {
+        Taken {
+            keep: Amount::Same(self.keep),
+            keep_renorm: Amount::Same(1.0),
+            weight: Amount::Same(values as f64),
+        }
+    }
+}
+
+/// Blends channel by channel.
+struct Blender<'a> {
+    rule: &'a Rule,
+    batches: u64,
+    skipped: &'a Tensor<1>,
+    enters: Option<&'a Tensor<1, Bool>>,
+}
+
+impl Blender<'_> {
+    fn blend(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+        let blended = match self.rule.keep(self.batches, self.skipped) {
+            Amount::Same(keep) => blend(old, new, keep, 1.0 - keep),
+            Amount::Each(keep) => {
+                let (keep, new) = (like(&keep, old), cast(new, old.dtype()));
+                let first = keep.clone().equal_elem(0.0);
+                let blended = old.clone() * keep.clone() + new.clone() * (keep.neg() + 1.0);
+                // Not `0 * old`, which would keep a NaN.
+                blended.mask_where(first, new)
+            }
+        };
+        self.select(old, blended)
+    }
+
+    /// All, where nothing enters.
+    fn kept(&self, keep: Amount) -> Amount {
+        match (self.enters, keep) {
+            (None, keep) => keep,
+            (Some(enters), Amount::Same(keep)) => {
+                let all = self.skipped.ones_like();
+                Amount::each(all.mask_fill(enters.clone(), keep))
+            }
+            (Some(enters), Amount::Each(keep)) => {
+                Amount::each(keep.mask_fill(enters.clone().bool_not(), 1.0))
+            }
+        }
+    }
+
+    fn select(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+        match self.enters {
+            Some(enters) => old.clone().mask_where(enters.clone(), like(&new, old)),
+            None => new,
         }
     }
 }
 
 impl Values {
-    /// The values after a batch with the given mean and biased variance.
-    pub(crate) fn after(&self, update: Update, mean: Tensor<1>, variance: Tensor<1>) -> Self {
+    /// Mean 0, variance 1 and no batch, at the place and in the type of these.
+    pub(crate) fn fresh(mean: Tensor<1>, variance: Tensor<1>) -> Self {
         Self {
-            mean: blend(&self.mean, mean, update.keep, update.add_mean),
-            variance: blend(&self.variance, variance, update.keep, update.add_variance),
-            batches: self.batches.saturating_add(1),
+            mean,
+            variance,
+            batches: 0,
+            skipped: None,
+            renorm: None,
+        }
+    }
+
+    /// Every statistic changed in the same way.
+    pub(crate) fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            mean: f(&self.mean),
+            variance: f(&self.variance),
+            batches: self.batches,
+            skipped: self.skipped.as_ref().map(&f),
+            renorm: self.renorm.as_ref().map(|renorm| renorm.map(&f)),
+        }
+    }
+
+    /// The number of batches that entered: those that every channel left out do not count. Waits for the
+    /// device where any could have been.
+    pub(crate) fn entered(&self) -> u64 {
+        let skipped = self
+            .skipped
+            .clone()
+            .map(|skipped| skipped.min().into_data());
+        let skipped = skipped.and_then(|skipped| skipped.iter::<f64>().next());
+        self.batches.saturating_sub(skipped.unwrap_or(0.0) as u64)
+    }
+
+    /// Every statistic combined with its counterpart, those of a separate reference by `g`. The counts are
+    /// these.
+    pub(crate) fn zip(
+        &self,
+        other: &Self,
+        f: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
+        g: impl Fn(&Tensor<1>, &Tensor<1>) -> Tensor<1>,
+    ) -> Self {
+        Self {
+            mean: f(&self.mean, &other.mean),
+            variance: f(&self.variance, &other.variance),
+            batches: self.batches,
+            skipped: self.skipped.clone(),
+            renorm: match (&self.renorm, &other.renorm) {
+                (Some(renorm), Some(other)) => Some(Renormed {
+                    ids: renorm.ids,
+                    renorm_mean: g(&renorm.renorm_mean, &other.renorm_mean),
+                    renorm_stddev: g(&renorm.renorm_stddev, &other.renorm_stddev),
+                    moving_stddev: f(&renorm.moving_stddev, &other.moving_stddev),
+                }),
+                (renorm, _) => renorm.clone(),
+            },
+        }
+    }
+}
+
+impl Renormed {
+    /// At first: mean 0 and standard deviation 1.
+    pub(crate) fn fresh(ids: [ParamId; 3], mean: &Tensor<1>) -> Self {
+        Self {
+            ids,
+            renorm_mean: mean.zeros_like(),
+            renorm_stddev: mean.ones_like(),
+            moving_stddev: mean.ones_like(),
+        }
+    }
+
+    /// In the order of their ids.
+    pub(crate) fn tensors(self) -> [Tensor<1>; 3] {
+        [self.renorm_mean, self.renorm_stddev, self.moving_stddev]
+    }
+
+    /// Of three ids and tensors, in that order.
+    pub(crate) fn of(parts: [(ParamId, Tensor<1>); 3]) -> Self {
+        let ids = parts.each_ref().map(|(id, _)| *id);
+        let [renorm_mean, renorm_stddev, moving_stddev] = parts.map(|(_, tensor)| tensor);
+        Self {
+            ids,
+            renorm_mean,
+            renorm_stddev,
+            moving_stddev,
+        }
+    }
+
+    fn map(&self, f: impl Fn(&Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            ids: self.ids,
+            renorm_mean: f(&self.renorm_mean),
+            renorm_stddev: f(&self.renorm_stddev),
+            moving_stddev: f(&self.moving_stddev),
         }
     }
 }
@@ -69,7 +411,7 @@ impl Values {
 ///
 /// The kernels do the same on their own memory; this is for what has no kernel.
 pub(crate) fn blend(old: &Tensor<1>, new: Tensor<1>, keep: f64, add: f64) -> Tensor<1> {
-    let new = cast(to_device(new, &old.device()), old.dtype());
+    let new = like(&new, old);
     let (old, new) = (old.clone().into_dispatch(), new.into_dispatch());
     Tensor::from_dispatch(composed::blend::<Dispatch>(old, new, keep, add))
 }

@@ -34,8 +34,8 @@ use std::sync::{Arc, Weak};
 
 use burn::tensor::Tensor;
 
-use super::{Shared, State, Update, Values, lock};
-use crate::checks::{cast, to_device};
+use super::amount::{Amount, like};
+use super::{Shared, State, Taken, Values, lock};
 
 /// What a state is to others.
 #[derive(Debug)]
@@ -63,10 +63,9 @@ pub(super) struct Origin {
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
     origin: Box<Origin>,
-    keep: f64,
+    /// Over all batches: what is left of the values that it started from, and how much it has taken.
+    taken: Taken,
     batches: u64,
-    /// Values per channel, over all batches.
-    weight: f64,
 }
 
 /// What a worker hands over.
@@ -83,18 +82,24 @@ pub(super) struct Report {
 pub(super) struct Group {
     base: u64,
     version: u64,
-    weight: f64,
+    weight: Amount,
     batches: u64,
+    /// The updates that each channel has left out with every worker so far, if any could be.
+    left_out: Option<Tensor<1>>,
 }
 
 impl Role {
     /// The role after a batch has entered by `update`.
-    pub(super) fn observing(self, update: Update, values: usize) -> Self {
+    pub(super) fn observing(self, taken: &Taken) -> Self {
         match self {
             Self::Worker(mut worker) => {
-                worker.keep *= update.keep;
+                let all = &worker.taken;
+                worker.taken = Taken {
+                    keep: all.keep.times(&taken.keep),
+                    keep_renorm: all.keep_renorm.times(&taken.keep_renorm),
+                    weight: all.weight.plus(&taken.weight),
+                };
                 worker.batches += 1;
-                worker.weight += values as f64;
                 Self::Worker(worker)
             }
             Self::Own | Self::Clone(_) => Self::Own,
@@ -142,9 +147,12 @@ impl Shared {
                 state.reports.clear();
                 Role::Worker(Box::new(Worker {
                     origin,
-                    keep: 1.0,
+                    taken: Taken {
+                        keep: Amount::Same(1.0),
+                        keep_renorm: Amount::Same(1.0),
+                        weight: Amount::Same(0.0),
+                    },
                     batches: 0,
-                    weight: 0.0,
                 }))
             }
             role => role,
@@ -220,55 +228,76 @@ impl State {
             values,
         } = report;
         let old = self.values().clone();
-        let (device, dtype) = (old.mean.device(), old.mean.dtype());
-        let here = |tensor: Tensor<1>| cast(to_device(tensor, &device), dtype);
-        let (mean, variance) = (here(values.mean), here(values.variance));
+        let here = |tensor: &Tensor<1>| like(tensor, &old.mean);
+        let values = values.map(here);
+        let start = worker.origin.base.map(here);
+        let weight = worker.taken.weight.clone();
+        // Its count of what was left out began as that of `start`.
+        let left_out = match (&values.skipped, &start.skipped) {
+            (Some(skipped), Some(start)) => Some(skipped.clone() - start.clone()),
+            (skipped, _) => skipped.clone(),
+        };
 
         let of_the_same_step = |group: &Group| group.base == base && group.version == self.version;
-        let (mean, variance, batches, group) = match self.group.take().filter(of_the_same_step) {
+        let (merged, batches, group) = match self.group.take().filter(of_the_same_step) {
             None if base == self.version => {
-                let (weight, batches) = (worker.weight, worker.batches);
-                (mean, variance, batches, Some((weight, batches)))
+                let group = (weight, worker.batches, left_out.clone());
+                (values.clone(), worker.batches, Some(group))
             }
             Some(group) => {
-                let weight = group.weight + worker.weight;
-                let share = worker.weight / weight;
-                let average = |old: Tensor<1>, new| old * (1.0 - share) + new * share;
+                let total = group.weight.plus(&weight);
+                let share = weight.share_of(&total);
+                let rest = share.rest();
+                let average = |old: &Tensor<1>, new: &Tensor<1>| rest.of(old) + share.of(new);
                 let more = worker.batches.saturating_sub(group.batches);
-                (
-                    average(old.mean, mean),
-                    average(old.variance, variance),
-                    more,
-                    Some((weight, group.batches + more)),
-                )
+                // A step that one worker has taken is none that was left out.
+                let left_out = group.left_out.zip(left_out.clone());
+                let left_out = left_out.map(|(all, this)| all.min_pair(this));
+                let merged = old.zip(&values, average, average);
+                (merged, more, Some((total, group.batches + more, left_out)))
             }
             // Not `0 * old`, which would keep a NaN.
-            None if worker.keep == 0.0 => (mean, variance, worker.batches, None),
+            None if matches!(worker.taken.keep, Amount::Same(0.0)) => {
+                (values.clone(), worker.batches, None)
+            }
             None => {
-                let keep = worker.keep;
-                let start = worker.origin.base;
-                let added = |new: Tensor<1>, start| new - here(start) * keep;
+                let moved = |keep: &Amount| {
+                    let keep = keep.clone();
+                    move |new: &Tensor<1>, start: &Tensor<1>| new.clone() - keep.of(start)
+                };
+                let kept = |keep: &Amount| {
+                    let keep = keep.clone();
+                    move |old: &Tensor<1>, moved: &Tensor<1>| keep.of(old) + moved.clone()
+                };
+                let (keep, keep_renorm) = (&worker.taken.keep, &worker.taken.keep_renorm);
+                let added = values.zip(&start, moved(keep), moved(keep_renorm));
+                let mut merged = old.zip(&added, kept(keep), kept(keep_renorm));
                 // Not negative but for rounding.
-                let variance = added(variance, start.variance).clamp_min(0.0);
-                (
-                    old.mean * keep + added(mean, start.mean),
-                    old.variance * keep + variance,
-                    worker.batches,
-                    None,
-                )
+                merged.variance = merged.variance.clamp_min(0.0);
+                (merged, worker.batches, None)
             }
         };
+        // Of a step, what all of its workers left out; else what each did.
+        let (before, left_out) = match &group {
+            Some((_, _, left_out)) => (&start.skipped, left_out.clone()),
+            None => (&old.skipped, left_out),
+        };
+        let skipped = match (before, left_out) {
+            (Some(before), Some(more)) => Some(before.clone() + more),
+            (before, more) => before.clone().or(more),
+        };
         self.values = Some(Values {
-            mean,
-            variance,
             batches: old.batches.saturating_add(batches),
+            skipped,
+            ..merged
         });
         self.version += 1;
-        self.group = group.map(|(weight, batches)| Group {
+        self.group = group.map(|(weight, batches, left_out)| Group {
             base,
             version: self.version,
             weight,
             batches,
+            left_out,
         });
     }
 }

@@ -7,10 +7,10 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use super::{
-    Area, BLUE, DrawResult, GREEN, INK, ORANGE, centred, curves, legend, picture, placed, range,
+    AMBER, Area, BLUE, DrawResult, GREEN, INK, ORANGE, PURPLE, Point, SKY, centred, curves, legend,
+    numbers, picture, placed, range,
 };
-use crate::compare::{Comparison, Group};
-use crate::model::NormKind;
+use crate::compare::{Comparison, Group, Method};
 use crate::report::{plural, rate};
 
 const WIDTH: u32 = 2880;
@@ -20,8 +20,62 @@ const BARS: u32 = 860;
 /// Learning rates side by side; more go below.
 const SIDE_BY_SIDE: usize = 4;
 
-/// Draws `compare.png`.
+/// Draws `compare.png` or `batch-sizes.png`.
 pub fn comparison(path: &Path, comparison: &Comparison) -> Result<()> {
+    match comparison.by_batch_size() {
+        true => by_batch_size(path, comparison),
+        false => by_learning_rate(path, comparison),
+    }
+}
+
+/// Test accuracy over batch sizes, a line for each normalization.
+fn by_batch_size(path: &Path, comparison: &Comparison) -> Result<()> {
+    let groups = &comparison.groups;
+    let mut sizes: Vec<usize> = groups.iter().map(|group| group.batch_size).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let mut methods: Vec<Method> = Vec::new();
+    for group in groups {
+        if !methods.contains(&group.norm) {
+            methods.push(group.norm);
+        }
+    }
+    let point = |group: &Group, aside: f64| {
+        let at = sizes.iter().position(|size| *size == group.batch_size)?;
+        let spread = 100.0 * group.test_accuracy_spread.unwrap_or(0.0);
+        let (x, y) = (at as f64 + 1.0 + aside, 100.0 * group.test_accuracy);
+        y.is_finite().then_some((x, y, spread))
+    };
+    let series: Vec<(RGBColor, Vec<Point>)> = (methods.iter().enumerate())
+        .map(|(place, method)| {
+            // Side by side, so that no deviation hides another.
+            let aside = 0.07 * (place as f64 - (methods.len() - 1) as f64 / 2.0);
+            let of = groups.iter().filter(|group| group.norm == *method);
+            let mut points: Vec<Point> = of.filter_map(|group| point(group, aside)).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            (look(*method).0, points)
+        })
+        .collect();
+    let ends = series.iter().flat_map(|(_, points)| points);
+    let values = range(ends.flat_map(|(_, y, spread)| [y - spread, y + spread]));
+    let labels: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    let title = format!(
+        "Test accuracy in % after {}, mean and deviation of {}",
+        plural(comparison.epochs, "epoch"),
+        plural(comparison.seeds, "seed")
+    );
+    picture(path, (WIDTH, 1400), |area| {
+        let entries: Vec<_> = methods.iter().map(|method| look(*method)).collect();
+        let (upper, lower) = entries.split_at(entries.len().min(3));
+        legend(area, 50, upper)?;
+        legend(area, 120, lower)?;
+        let area = area.split_vertically(160).1;
+        curves(&area, &title, ("batch size", &labels), values, &series)
+    })
+}
+
+/// Courses of training, and bars below them.
+fn by_learning_rate(path: &Path, comparison: &Comparison) -> Result<()> {
     let Comparison {
         groups,
         epochs,
@@ -65,11 +119,18 @@ pub fn comparison(path: &Path, comparison: &Comparison) -> Result<()> {
                     .iter()
                     .map(|group| {
                         let points = (1..).zip(&group.validation_accuracy);
-                        let points = points.map(|(epoch, share)| (f64::from(epoch), 100.0 * share));
+                        let points =
+                            points.map(|(epoch, share)| (f64::from(epoch), 100.0 * share, 0.0));
                         (look(group.norm).0, points.collect())
                     })
                     .collect();
-                curves(panel, &title, *epochs, values.clone(), &series)?;
+                curves(
+                    panel,
+                    &title,
+                    ("epoch", &numbers(*epochs)),
+                    values.clone(),
+                    &series,
+                )?;
             }
             let (lower, below) = below.split_vertically(BARS);
             let (left, right) = lower.split_horizontally(WIDTH / 2);
@@ -88,11 +149,15 @@ pub fn comparison(path: &Path, comparison: &Comparison) -> Result<()> {
     })
 }
 
-fn look(norm: NormKind) -> (RGBColor, &'static str) {
+fn look(norm: Method) -> (RGBColor, &'static str) {
     match norm {
-        NormKind::Batch => (BLUE, "with BN (burn-batchnorm)"),
-        NormKind::Burn => (GREEN, "with BN (burn-nn)"),
-        NormKind::None => (ORANGE, "without"),
+        Method::Batch => (BLUE, "with BN (burn-batchnorm)"),
+        Method::Burn => (GREEN, "with BN (burn-nn)"),
+        Method::None => (ORANGE, "without"),
+        Method::Recalibrated => (SKY, "BN, recalibrated"),
+        Method::Blend => (AMBER, "blend with running statistics"),
+        Method::Renorm => (PURPLE, "batch renormalization"),
+        Method::Ghost => (INK, "ghost batches"),
     }
 }
 
@@ -155,18 +220,7 @@ fn bars(
 mod tests {
     use super::*;
 
-    fn drawn(rates: usize) -> (u32, u32) {
-        let group = |at: usize, norm| Group {
-            norm,
-            learning_rate: 10f64.powi(-(at as i32)),
-            reached: 1,
-            epochs_to_target: None,
-            test_accuracy: 0.5,
-            test_accuracy_spread: None,
-            validation_accuracy: vec![0.4, 0.5],
-            microseconds_per_step: f64::NAN,
-        };
-        let both = |at| [group(at, NormKind::Batch), group(at, NormKind::None)];
+    fn drawn(groups: Vec<Group>, settings: Option<String>) -> (u32, u32) {
         let comparison = Comparison {
             program: "",
             device: "flex".into(),
@@ -175,7 +229,8 @@ mod tests {
             epochs: 2,
             target: 0.8,
             seeds: 1,
-            groups: (0..rates).flat_map(both).collect(),
+            settings,
+            groups,
             runs: Vec::new(),
         };
         let folder = tempfile::tempdir().expect("temporary folder");
@@ -184,10 +239,37 @@ mod tests {
         image::image_dimensions(&path).expect("a PNG file")
     }
 
+    fn group(learning_rate: f64, batch_size: usize, norm: Method) -> Group {
+        Group {
+            norm,
+            learning_rate,
+            batch_size,
+            reached: 1,
+            epochs_to_target: None,
+            test_accuracy: 0.5,
+            test_accuracy_spread: None,
+            validation_accuracy: vec![0.4, 0.5],
+            microseconds_per_step: f64::NAN,
+        }
+    }
+
     #[test]
     fn many_learning_rates_get_room() {
-        assert_eq!(drawn(1), (1440, 920));
-        assert_eq!(drawn(4), (1440, 920));
-        assert_eq!(drawn(11), (1440, 90 + 3 * 830));
+        for (rates, height) in [(1, 920), (4, 920), (11, 90 + 3 * 830)] {
+            let at = |rate: i32| {
+                [Method::Batch, Method::None].map(|norm| group(0.1f64.powi(rate), 32, norm))
+            };
+            assert_eq!(
+                drawn((0..rates).flat_map(at).collect(), None),
+                (1440, height)
+            );
+        }
+    }
+
+    #[test]
+    fn batch_sizes_are_drawn_also_where_one_has_no_result() {
+        let mut groups = vec![group(0.1, 32, Method::Batch), group(0.1, 2, Method::Batch)];
+        groups[0].test_accuracy = f64::NAN;
+        assert_eq!(drawn(groups, Some(String::new())), (1440, 700));
     }
 }

@@ -35,11 +35,7 @@ fn early_failures_write_nothing() {
             "--validation 0.00001 of 7000 images is no image",
         ),
         ("compare --validation 0", 1, "--validation must be above 0"),
-        (
-            "compare --lrs 0.1,0.1",
-            1,
-            "--lrs holds a learning rate twice",
-        ),
+        ("compare --lrs 0.1,0.1", 1, "--lrs holds 0.1 twice"),
         (
             "--progress dashboard",
             1,

@@ -4,6 +4,7 @@ mod commands;
 mod hostile;
 mod interrupted;
 mod readme;
+mod statistics;
 mod training;
 
 #[cfg(target_os = "linux")]

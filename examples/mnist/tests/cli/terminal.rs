@@ -234,3 +234,17 @@ fn the_plain_bar_is_cleared_on_ctrl_c() {
         "{screen}"
     );
 }
+
+#[test]
+fn recalibration_shows_a_bar_and_clears_it() {
+    let base = folder();
+    report(&base, "--epochs 1 --input 100 --device flex --out run");
+    let (status, screen) = Terminal::start(&base, "recalibrate --model run").end();
+    assert_eq!(status, Some(0), "{screen}");
+    let (bar, result) = screen.split_once("100 -> Dense(50)").expect("a result");
+    assert!(
+        bar.contains("recalibrate") && bar.contains("/6300"),
+        "{bar}"
+    );
+    assert!(result.contains("test after"), "{result}");
+}

@@ -1,0 +1,84 @@
+//! From burn-nn's layer and back.
+//!
+//! A whole model needs no conversion of its layers: its record is the same with either, so
+//! `ours.load_record(theirs.into_record())` takes all of it.
+
+use burn::module::{Module, RunningState as BurnState};
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use crate::{Activation, BatchNorm, BatchNormConfig, RunningState};
+
+/// What burn-nn's layer cannot do, and so no conversion to it can.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "burn-nn's batch norm has no {}: the converted layer would compute something else. Keep this layer \
+     there, or change the option.",
+    .options.join(", no ")
+)]
+pub struct ConversionError {
+    /// The options that stand in the way, as `name: value`.
+    pub options: Vec<String>,
+}
+
+/// The layer of the same parameters, statistics and behaviour: [`BatchNormConfig::burn`].
+///
+/// burn-nn parks an update of the statistics until somebody asks; what is parked is taken along.
+impl From<burn::nn::BatchNorm> for BatchNorm {
+    fn from(layer: burn::nn::BatchNorm) -> Self {
+        let [channels] = layer.gamma.shape().dims();
+        let settled = layer.valid();
+        let mut converted = BatchNormConfig::burn(channels).init(&layer.gamma.device());
+        converted.running_mean.update(settled.running_mean.value());
+        converted.running_var.update(settled.running_var.value());
+        converted.gamma = layer.gamma;
+        converted.beta = layer.beta;
+        converted.training = layer.training;
+        converted.momentum = layer.momentum;
+        converted.epsilon = layer.epsilon;
+        converted
+    }
+}
+
+/// The layer of the same parameters and statistics, for inference with the same results. In training
+/// burn-nn's rules hold from then on: the biased running variance, an exponential average.
+///
+/// # Errors
+///
+/// If the layer has an activation, channels elsewhere than on axis 1, or no running statistics.
+impl TryFrom<BatchNorm> for burn::nn::BatchNorm {
+    type Error = ConversionError;
+
+    fn try_from(layer: BatchNorm) -> Result<Self, ConversionError> {
+        let config = layer.config();
+        let mut options = Vec::new();
+        if config.activation != Activation::None {
+            options.push(format!("activation: {:?}", config.activation));
+        }
+        if config.channel_axis != 1 {
+            options.push(format!("channel_axis: {}", config.channel_axis));
+        }
+        if !config.running_stats {
+            options.push("running_stats: false".to_string());
+        }
+        if !options.is_empty() {
+            return Err(ConversionError { options });
+        }
+        let autodiff = layer.gamma.device().is_autodiff();
+        let state = |state: &RunningState| {
+            BurnState::new(match autodiff {
+                true => Tensor::from_inner(state.value()),
+                false => state.value(),
+            })
+        };
+        Ok(Self {
+            running_mean: state(&layer.running_mean),
+            running_var: state(&layer.running_var),
+            gamma: layer.gamma,
+            beta: layer.beta,
+            training: layer.training,
+            momentum: layer.momentum,
+            epsilon: layer.epsilon,
+        })
+    }
+}

@@ -1,0 +1,106 @@
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
+
+use super::FoldError;
+use crate::checks::{cast, float, same_device};
+use crate::ops::composed::compute_dtype;
+use crate::{BatchNorm, BatchNormError};
+
+/// What batch norm is in inference: `y = x * scale + shift` per channel, tensors of shape `[channels]`, at
+/// least f32, not tracked by autodiff.
+#[derive(Debug, Clone)]
+pub struct Affine {
+    pub(super) scale: Tensor<1>,
+    pub(super) shift: Tensor<1>,
+}
+
+impl Affine {
+    /// That of `norm`, for a neighbour with `channels` on `axis` of tensors of rank `rank`, whose
+    /// parameters have type `dtype`.
+    ///
+    /// `scale = gamma / sqrt(running_var + epsilon)`, `shift = beta - running_mean * scale`.
+    pub(super) fn new(
+        norm: &BatchNorm,
+        channels: usize,
+        axis: usize,
+        rank: usize,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self, FoldError> {
+        let config = norm.config();
+        if !config.running_stats {
+            return Err(FoldError::NoStatistics);
+        }
+        if norm.training.is_enabled() && norm.gamma.device().is_autodiff() {
+            return Err(FoldError::Training);
+        }
+        let got = config.channel_axis;
+        if got != axis as isize && got != axis as isize - rank as isize {
+            return Err(FoldError::ChannelAxis {
+                expected: axis,
+                got,
+                rank,
+            });
+        }
+        let got = config.num_features;
+        if got != channels {
+            return Err(FoldError::Channels {
+                expected: channels,
+                got,
+            });
+        }
+        let device = device.clone().inner();
+        same_device("gamma", &norm.gamma.device().inner(), &device)?;
+        let dtype = compute_dtype(dtype);
+        let values = [
+            ("gamma", norm.gamma.val()),
+            ("beta", norm.beta.val()),
+            ("running_mean", norm.running_mean.value()),
+            ("running_var", norm.running_var.value()),
+        ];
+        for (name, value) in &values {
+            let [got] = value.dims();
+            if got != channels {
+                let expected = channels;
+                return Err(BatchNormError::Parameter {
+                    name,
+                    expected,
+                    got,
+                }
+                .into());
+            }
+        }
+        let [gamma, beta, mean, variance] = values.map(|(_, value)| plain(value, dtype));
+        let scale = gamma / (variance + norm.epsilon).sqrt();
+        let shift = beta - mean * scale.clone();
+        Ok(Self { scale, shift })
+    }
+}
+
+/// The values, not tracked by autodiff, of a type to compute with.
+pub(super) fn plain<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    cast(float(tensor.without_autodiff()), dtype)
+}
+
+/// A bias, of zeros where there is none, not tracked by autodiff.
+pub(super) fn bias(bias: Option<&Param<Tensor<1>>>, like: &Tensor<1>) -> Tensor<1> {
+    match bias {
+        Some(bias) => plain(bias.val(), like.dtype()),
+        None => like.zeros_like(),
+    }
+}
+
+/// A parameter in the place of `old`, of its type and on its device.
+pub(super) fn parameter<const D: usize>(
+    value: Tensor<D>,
+    device: &Device,
+    dtype: DType,
+) -> Param<Tensor<D>> {
+    let value = match dtype {
+        DType::QFloat(_) => value,
+        dtype => cast(value, dtype),
+    };
+    Param::from_tensor(match device.is_autodiff() {
+        true => Tensor::from_inner(value),
+        false => value,
+    })
+}

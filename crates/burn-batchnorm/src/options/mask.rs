@@ -1,0 +1,181 @@
+//! Which positions count: masks, sequence lengths, weights.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+use super::weights::absent;
+use crate::BatchNormError;
+use crate::checks::{cast, same_device, to_device};
+use crate::config::MaskedOutput;
+use crate::operands::Operands;
+use crate::view::View;
+
+/// Which positions of an input count in its statistics, and how much.
+///
+/// The statistics are those of the positions that it admits, and so are their gradients. What the others
+/// hold, be it NaN, reaches no statistic and no gradient. A channel of which nothing is admitted leaves its
+/// running statistics alone.
+///
+/// # Shapes
+///
+/// That of the input; or the same with length 1 on the channel axis; or without the channel axis; or the
+/// first axes of that (`[N]` for whole samples, `[N, L]` for steps of a sequence).
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use burn_batchnorm::{BatchNormConfig, Mask};
+///
+/// # let device = Device::default().autodiff();
+/// let layer = BatchNormConfig::new(8).init(&device);
+/// let x = Tensor::<3>::ones([2, 8, 10], &device); // two sequences of 10 steps, padded
+/// let y = layer.forward_masked(x, &Mask::from_lengths(&[10, 7], 10, &device));
+/// assert_eq!(y.dims(), [2, 8, 10]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// Flat.
+    weights: Tensor<1>,
+    shape: Vec<usize>,
+}
+
+impl Mask {
+    /// Admits the positions where `admitted` is true.
+    pub fn new<const M: usize>(admitted: Tensor<M, Bool>) -> Self {
+        Self::from_weights(admitted.float())
+    }
+
+    /// Positions by weight, not negative: a weight of 2 counts as two positions of the same value, 0 as
+    /// none, a negative one or NaN as 0. Not differentiated.
+    ///
+    /// The unbiased variance divides by the sum of the weights less 1; a channel whose weights sum up to
+    /// 1 or less has none, and leaves its running statistics alone.
+    pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
+        let shape = weights.shape().to_vec();
+        let length = shape.iter().product::<usize>();
+        let weights = weights.detach();
+        let weights = match length {
+            // To Burn, a length of 0 in `reshape` says: as before.
+            0 => Tensor::zeros([0], &weights.device()),
+            length => weights.reshape([length]),
+        };
+        Self { weights, shape }
+    }
+
+    /// Admits the first `lengths[n]` of the `longest` steps of sequence `n`: a mask of shape
+    /// `[lengths.len(), longest]`.
+    pub fn from_lengths(lengths: &[usize], longest: usize, device: &Device) -> Self {
+        let admitted: Vec<bool> = lengths
+            .iter()
+            .flat_map(|length| (0..longest).map(move |step| step < *length))
+            .collect();
+        let data = TensorData::new(admitted, [lengths.len(), longest]);
+        Self::new(Tensor::<2, Bool>::from_data(data, device))
+    }
+
+    /// For an input of `shape`: `[outer, 1 or channels, inner]`. None where there is nothing to mask.
+    pub(crate) fn of_input(
+        &self,
+        shape: &[usize],
+        view: View,
+        device: &Device,
+    ) -> Result<Option<Tensor<3>>, BatchNormError> {
+        let View {
+            axis,
+            outer,
+            channels,
+            inner,
+        } = view;
+        same_device("mask", &self.weights.device(), device)?;
+        let flat = self.weights.clone();
+        let mut single = shape.to_vec();
+        single[axis] = 1;
+        let mut positions = shape.to_vec();
+        positions.remove(axis);
+        // How many values follow one of the mask's.
+        let (weighted, repeated) = if self.shape == shape {
+            (channels, 1)
+        } else if self.shape == single {
+            (1, 1)
+        } else if !self.shape.is_empty() && positions.starts_with(&self.shape) {
+            (1, positions[self.shape.len()..].iter().product())
+        } else {
+            return Err(BatchNormError::Mask {
+                input: shape.to_vec(),
+                positions,
+                got: self.shape.clone(),
+            });
+        };
+        if view.is_empty() {
+            return Ok(None);
+        }
+        let spread = match repeated {
+            1 => flat,
+            repeated => {
+                let [given] = flat.dims();
+                flat.reshape([given, 1])
+                    .expand([given, repeated])
+                    .flatten(0, 1)
+            }
+        };
+        Ok(Some(spread.reshape([outer, weighted, inner])))
+    }
+}
+
+/// The operands with nothing that is not finite where there is no weight: an input takes the mean of its
+/// channel there, a residual 0. So no gradient is the product of 0 and a NaN.
+pub(crate) fn sane<const D: usize>(
+    operands: Operands<D>,
+    weights: Option<&Tensor<3>>,
+    mean: &Tensor<1>,
+) -> Operands<D> {
+    let Some(weights) = weights else {
+        return operands;
+    };
+    let View {
+        outer,
+        channels,
+        inner,
+        ..
+    } = operands.view();
+    let full = [outer, channels, inner];
+    let absent = absent(weights.clone()).expand(full);
+    let replace = |tensor: Tensor<D>, by: &dyn Fn(Tensor<3>, Tensor<3, Bool>) -> Tensor<3>| {
+        let shape = tensor.shape();
+        let tensor = tensor.reshape(full);
+        let finite = tensor.clone().detach().is_finite();
+        by(tensor, absent.clone().bool_and(finite.bool_not())).reshape(shape)
+    };
+    operands
+        .map_input(|input| {
+            replace(input, &|x, replaced| {
+                let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
+                let mean = mean.reshape([1, channels, 1]).expand(full);
+                x.mask_where(replaced, mean)
+            })
+        })
+        .map_residual(|residual| replace(residual, &|r, replaced| r.mask_fill(replaced, 0.0)))
+}
+
+/// What a masked pass returns: of what `passed` through, where that is asked for.
+pub(crate) fn output<const D: usize>(
+    policy: MaskedOutput,
+    output: Tensor<D>,
+    passed: Option<Tensor<D>>,
+    weights: Tensor<3>,
+) -> Tensor<D> {
+    if policy == MaskedOutput::Normalize {
+        return output;
+    }
+    let shape = output.shape();
+    let [outer, _, inner] = weights.dims();
+    let channels = shape.num_elements() / (outer * inner);
+    let full = [outer, channels, inner];
+    let absent = absent(weights).expand(full);
+    let output = output.reshape(full);
+    match passed {
+        Some(input) => output
+            .clone()
+            .mask_where(absent, cast(input, output.dtype()).reshape(full)),
+        None => output.mask_fill(absent, 0.0),
+    }
+    .reshape(shape)
+}

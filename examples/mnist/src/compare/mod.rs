@@ -1,0 +1,350 @@
+//! The command `compare`: with and without batch normalization, over seeds and learning rates or batch
+//! sizes, measured.
+
+mod method;
+mod table;
+
+pub use method::Method;
+pub use table::text;
+
+use std::fmt::Display;
+
+use anyhow::{Result, ensure};
+use burn::tensor::Device;
+use burn::train::Interrupter;
+use serde::Serialize;
+
+use crate::cli::CompareArgs;
+use crate::config::RunConfig;
+use crate::data::{Samples, Source};
+use crate::eval::evaluate;
+use crate::folder::{Folder, save_json, write_atomically};
+use crate::history::EpochRow;
+use crate::model::NormKind;
+use crate::recalibrate::recalibrated;
+use crate::report::{percent, rate};
+use crate::training::{Session, Trained, TrainingData, train};
+use crate::{Interrupted, device, note, plots};
+use table::{mean, median, spread};
+
+/// What tells a `compare.json` of this program from those of others.
+const PROGRAM: &str = "burn-batchnorm/examples/mnist compare";
+
+/// One training run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    pub norm: Method,
+    pub learning_rate: f64,
+    pub batch_size: usize,
+    pub seed: u64,
+    /// After each epoch.
+    pub validation_accuracy: Vec<f64>,
+    /// The first epoch with the target accuracy, if there is one.
+    pub epochs_to_target: Option<usize>,
+    pub test_accuracy: f64,
+    /// `null` if it is not a number.
+    pub test_loss: f64,
+    /// Median over the epochs.
+    pub microseconds_per_step: f64,
+}
+
+/// The runs of one normalization at one learning rate and batch size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Group {
+    pub norm: Method,
+    pub learning_rate: f64,
+    pub batch_size: usize,
+    /// Runs that reached the target.
+    pub reached: usize,
+    /// Mean of the first epoch with the target accuracy over the runs that reached it.
+    pub epochs_to_target: Option<f64>,
+    /// Mean over the seeds.
+    pub test_accuracy: f64,
+    /// Standard deviation of the test accuracy over the seeds (n - 1); none for one seed.
+    pub test_accuracy_spread: Option<f64>,
+    /// Mean by epoch.
+    pub validation_accuracy: Vec<f64>,
+    /// Median over the seeds.
+    pub microseconds_per_step: f64,
+}
+
+/// `compare.json` or `batch-sizes.json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    pub program: &'static str,
+    pub device: String,
+    pub data: String,
+    /// Images trained on in each epoch.
+    pub train_images: usize,
+    pub epochs: usize,
+    /// The validation accuracy of `epochs_to_target`.
+    pub target: f64,
+    pub seeds: usize,
+    /// Where batch sizes are compared: what else is to be known of the runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
+    /// Results by learning rate, batch size and normalization.
+    pub groups: Vec<Group>,
+    pub runs: Vec<Run>,
+}
+
+impl Comparison {
+    /// Names of the picture, the table and the JSON file.
+    fn files(by_batch_size: bool) -> [&'static str; 3] {
+        match by_batch_size {
+            true => ["batch-sizes.png", "batch-sizes.txt", "batch-sizes.json"],
+            false => ["compare.png", "compare.txt", "compare.json"],
+        }
+    }
+
+    /// Whether batch sizes are compared, and not learning rates.
+    pub fn by_batch_size(&self) -> bool {
+        self.settings.is_some()
+    }
+}
+
+/// Trains everything. The kinds of normalization alternate innermost, so that a machine that gets
+/// slower or faster meanwhile does so for all of them.
+pub fn run(args: &CompareArgs, interrupter: &Interrupter) -> Result<Comparison> {
+    let by_batch_size = !args.batch_sizes.is_empty();
+    let methods: &[Method] = match (args.norms.is_empty(), by_batch_size) {
+        (false, _) => &args.norms,
+        (true, true) => &Method::AGAINST_SMALL_BATCHES,
+        (true, false) => &[Method::Batch, Method::None],
+    };
+    distinct("--lrs", &args.lrs)?;
+    distinct("--batch-sizes", &args.batch_sizes)?;
+    distinct("--norms", methods)?;
+    ensure!(
+        args.network.validation != Some(0.0),
+        "compare watches the validation accuracy: --validation must be above 0"
+    );
+    let folder = Folder::new(&args.out);
+    let files = Comparison::files(by_batch_size);
+    check_ours(&folder, files)?;
+    let device = device::resolve(args.network.device.as_deref().unwrap_or("auto"))?;
+    let source = Source::from(args.network.data.as_deref().unwrap_or("embedded"));
+    let (name, data) = (source.name()?, source.load()?);
+    let base = RunConfig::new(&args.network, NormKind::None, &name, &device, &data);
+    let train_images = TrainingData::new(&base, &data.train)?.train_len();
+    // Before the work, not after it.
+    let _lock = folder.lock()?;
+
+    let test = Samples::new(&data.test, base.model.input, base.scale);
+    let same_size = |rate: &f64| (*rate, base.training.batch_size);
+    let settings: Vec<(f64, usize)> = match by_batch_size {
+        true => (args.batch_sizes.iter())
+            .map(|size| (method::learning_rate(*size), *size))
+            .collect(),
+        false => args.lrs.iter().map(same_size).collect(),
+    };
+    let width = methods.iter().map(|method| method.to_string().len());
+    let width = width.max().unwrap_or(0).max(5);
+    let jobs = jobs(args, &base, train_images, &settings, methods);
+    let mut runs: Vec<Run> = Vec::with_capacity(jobs.len());
+    let mut before: Option<(RunConfig, Trained)> = None;
+    for (method, config) in &jobs {
+        let images = TrainingData::new(config, &data.train)?;
+        // Recalibration is of the network that plain batch norm has trained, if that is at hand.
+        let trained = match before.take() {
+            Some((same, trained)) if same == *config => trained,
+            _ => trained(config, &images, &device.device(), interrupter)?,
+        };
+        let run = measured(
+            args,
+            *method,
+            config,
+            &trained,
+            &images,
+            &test,
+            &device.device(),
+        )?;
+        note(&format!(
+            "{:>3}/{}  norm {method:<width$}  {}  seed {:<4}  test {}",
+            runs.len() + 1,
+            jobs.len(),
+            match by_batch_size {
+                true => format!("batch size {:<4}", run.batch_size),
+                false => format!("lr {:<7}", rate(run.learning_rate)),
+            },
+            run.seed,
+            percent(run.test_accuracy)
+        ));
+        runs.push(run);
+        before = Some((config.clone(), trained));
+    }
+    let comparison = Comparison {
+        program: PROGRAM,
+        device: device.name,
+        data: name,
+        train_images,
+        epochs: base.training.epochs,
+        target: args.target,
+        seeds: args.seeds,
+        settings: by_batch_size.then(method::settings),
+        groups: groups(&settings, methods, &runs),
+        runs,
+    };
+    let [picture, table, json] = files.map(|name| folder.file(name));
+    save_json(&json, &comparison)?;
+    write_atomically(&table, table::table(&comparison).as_bytes())?;
+    plots::comparison(&picture, &comparison)?;
+    Ok(comparison)
+}
+
+fn distinct<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<()> {
+    for (at, value) in values.iter().enumerate() {
+        ensure!(!values[..at].contains(value), "{flag} holds {value} twice");
+    }
+    Ok(())
+}
+
+/// Refuses to overwrite files that this command did not write.
+fn check_ours(folder: &Folder, files: [&str; 3]) -> Result<()> {
+    let there = files.iter().any(|name| folder.file(name).exists());
+    let text = std::fs::read_to_string(folder.file(files[2])).unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    ensure!(
+        !there || value["program"] == PROGRAM,
+        "{} holds a {} of something else: choose another folder with --out",
+        folder.path().display(),
+        files.join(" or ")
+    );
+    Ok(())
+}
+
+/// What is trained, in its order.
+fn jobs(
+    args: &CompareArgs,
+    base: &RunConfig,
+    train_images: usize,
+    settings: &[(f64, usize)],
+    methods: &[Method],
+) -> Vec<(Method, RunConfig)> {
+    let mut jobs = Vec::new();
+    for (learning_rate, batch_size) in settings {
+        let steps = (base.training.epochs * train_images) as f64 / *batch_size as f64;
+        for seed in (0..args.seeds).map(|offset| base.training.seed.wrapping_add(offset as u64)) {
+            for method in methods.iter().filter(|method| method.suits(*batch_size)) {
+                let mut config = base.clone();
+                config.model.norm = method.norm();
+                config.model.statistics = method.statistics(steps);
+                config.training.learning_rate = *learning_rate;
+                config.training.batch_size = *batch_size;
+                config.training.seed = seed;
+                jobs.push((*method, config));
+            }
+        }
+    }
+    jobs
+}
+
+fn trained(
+    config: &RunConfig,
+    images: &TrainingData,
+    device: &Device,
+    interrupter: &Interrupter,
+) -> Result<Trained> {
+    let session = Session {
+        interrupter: interrupter.clone(),
+        ..Session::silent()
+    };
+    let trained = train(config, images, device, session)?;
+    if trained.interrupted {
+        let text = "interrupted: a comparison is written when all its runs are done";
+        return Err(Interrupted(text.to_string()).into());
+    }
+    Ok(trained)
+}
+
+fn measured(
+    args: &CompareArgs,
+    norm: Method,
+    config: &RunConfig,
+    trained: &Trained,
+    images: &TrainingData,
+    test: &Samples,
+    device: &Device,
+) -> Result<Run> {
+    let model = match norm {
+        Method::Recalibrated => recalibrated(trained.model.clone(), images, device, |_| ()),
+        _ => trained.model.clone(),
+    };
+    let test = evaluate(&model, test, &test.all(), device)?;
+    let rows = &trained.history.rows;
+    let validation_accuracy: Vec<f64> = rows.iter().filter_map(|row| row.valid_accuracy).collect();
+    let steps = images.train_len() as f64 / config.training.batch_size as f64;
+    let per_step = |row: &EpochRow| 1e6 * row.train_seconds / steps;
+    let reached = validation_accuracy
+        .iter()
+        .position(|share| *share >= args.target);
+    Ok(Run {
+        norm,
+        learning_rate: config.training.learning_rate,
+        batch_size: config.training.batch_size,
+        seed: config.training.seed,
+        epochs_to_target: reached.map(|at| at + 1),
+        validation_accuracy,
+        test_accuracy: test.scores.accuracy(),
+        test_loss: test.scores.loss(),
+        microseconds_per_step: median(rows.iter().map(per_step)),
+    })
+}
+
+fn groups(settings: &[(f64, usize)], methods: &[Method], runs: &[Run]) -> Vec<Group> {
+    let group = |(learning_rate, batch_size): (f64, usize), norm: Method| {
+        let of = || {
+            let setting = (learning_rate, batch_size);
+            let of = move |run: &&Run| {
+                (run.learning_rate, run.batch_size) == setting && run.norm == norm
+            };
+            runs.iter().filter(of)
+        };
+        let accuracies: Vec<f64> = of().map(|run| run.test_accuracy).collect();
+        let reached: Vec<f64> = of()
+            .filter_map(|run| Some(run.epochs_to_target? as f64))
+            .collect();
+        let epochs = of().next().map_or(0, |run| run.validation_accuracy.len());
+        let at = |epoch: usize| {
+            of().map(|run| run.validation_accuracy[epoch])
+                .collect::<Vec<_>>()
+        };
+        Group {
+            norm,
+            learning_rate,
+            batch_size,
+            reached: reached.len(),
+            epochs_to_target: (!reached.is_empty()).then(|| mean(&reached)),
+            test_accuracy: mean(&accuracies),
+            test_accuracy_spread: spread(&accuracies),
+            validation_accuracy: (0..epochs).map(|epoch| mean(&at(epoch))).collect(),
+            microseconds_per_step: median(of().map(|run| run.microseconds_per_step)),
+        }
+    };
+    let suited = |setting: &(f64, usize)| {
+        let (setting, size) = (*setting, setting.1);
+        let methods = methods.iter().filter(move |method| method.suits(size));
+        methods.map(move |method| group(setting, *method))
+    };
+    settings.iter().flat_map(suited).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_others_are_left_alone() {
+        let temporary = tempfile::tempdir().expect("temporary folder");
+        let folder = Folder::new(temporary.path());
+        for files in [true, false].map(Comparison::files) {
+            check_ours(&folder, files).expect("nothing yet");
+            let json = folder.file(files[2]);
+            std::fs::write(&json, "{\"groups\": []}").expect("written");
+            assert!(check_ours(&folder, files).is_err());
+            let ours = format!("{{\"program\": \"{PROGRAM}\"}}");
+            std::fs::write(&json, ours).expect("written");
+            check_ours(&folder, files).expect("ours");
+        }
+    }
+}

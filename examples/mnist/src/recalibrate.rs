@@ -1,0 +1,178 @@
+//! The command `recalibrate`: the running statistics of a saved network, computed anew.
+//!
+//! Training leaves an average over its last batches, of a network that was still changing. One pass over
+//! all training images gives the mean and variance that the finished network really has there.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use burn::data::dataloader::DataLoader;
+use burn::tensor::Device;
+use burn_batchnorm::Recalibration;
+use serde::Serialize;
+
+use crate::cli::RecalibrateArgs;
+use crate::data::Source;
+use crate::eval;
+use crate::folder::{self, Folder, METRICS, SUMMARY, SavedRun};
+use crate::history::History;
+use crate::model::Classifier;
+use crate::progress::Progress;
+use crate::report::{HEAD, Summary, row};
+use crate::train::{Prepared, write};
+use crate::training::TrainingData;
+
+/// What `recalibrate` prints as JSON.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The network in words.
+    pub network: String,
+    /// Folder of the new network.
+    pub written_to: PathBuf,
+    /// Training images that the statistics are of.
+    pub train_images: usize,
+    /// Largest distance of an old running mean from the new one, in old running standard deviations.
+    pub mean_drift: Option<f64>,
+    /// Largest `ln(new / old)` of a running variance, by magnitude.
+    pub variance_drift: Option<f64>,
+    /// Images of the test.
+    pub test_images: usize,
+    /// Mean cross-entropy with the old statistics.
+    pub test_loss_before: f64,
+    /// Accuracy with the old statistics.
+    pub test_accuracy_before: f64,
+    /// Mean cross-entropy with the new statistics.
+    pub test_loss: f64,
+    /// Accuracy with the new statistics.
+    pub test_accuracy: f64,
+}
+
+/// The network with the statistics of all its training images. `seen` hears the size of each batch.
+pub fn recalibrated(
+    model: Classifier,
+    images: &TrainingData,
+    device: &Device,
+    mut seen: impl FnMut(usize),
+) -> Classifier {
+    let loader = images.train_batches(device);
+    let (mode, batches) = (Recalibration::Population, loader.iter().flatten());
+    burn_batchnorm::recalibrate(model, mode, batches, |model, batch| {
+        model.forward(batch.inputs);
+        seen(batch.labels.len());
+    })
+}
+
+/// Recalibrates a saved network, and writes it as a finished run: into a new folder, or over the old one
+/// if that is asked for.
+pub fn run(args: &RecalibrateArgs) -> Result<Report> {
+    let SavedRun {
+        folder: from,
+        mut config,
+        device,
+        model,
+    } = Folder::open(&args.model)?;
+    model.batch_norm()?;
+    let to = match args.in_place {
+        true => from.clone(),
+        false => new_folder(args)?,
+    };
+    let check = || match args.in_place {
+        true => Ok(()),
+        false => check_empty(&to, &from),
+    };
+    check()?;
+    let data = Source::from(config.data.as_str()).load()?;
+    let images = TrainingData::new(&config, &data.train)?;
+    let history = History::load(&from.file(METRICS))?;
+    let old: Summary = folder::load_json(&from.file(SUMMARY))?;
+    let epochs = history.rows.len();
+    ensure!(
+        epochs == old.epochs,
+        "{METRICS} of {} holds {epochs} epochs, {SUMMARY} {}: one of them is damaged",
+        from.path().display(),
+        old.epochs
+    );
+    let _lock = to.lock()?;
+    // Again: somebody may have been faster.
+    check()?;
+
+    let on = device.device();
+    let loader = images.train_batches(&on);
+    let health = burn_batchnorm::health(&model, loader.iter().flatten(), |model, batch| {
+        model.forward(batch.inputs);
+    });
+    let before = eval::test(&model, &config, &data.test, &on)?;
+    let bar = Progress::Auto.bar();
+    bar.set_length(images.train_len() as u64);
+    bar.set_prefix("recalibrate");
+    let model = recalibrated(model, &images, &on, |count| bar.inc(count as u64));
+    bar.finish_and_clear();
+    config.device.clone_from(&device.name);
+    let run = Prepared {
+        config,
+        device,
+        data,
+        images,
+        history,
+    };
+    let new = write(&run, &run.history, &model, old.model_epoch, &to)?;
+    let worst = |drift: fn(&burn_batchnorm::LayerHealth) -> Option<f64>| {
+        health.layers.iter().filter_map(drift).reduce(f64::max)
+    };
+    Ok(Report {
+        network: new.model,
+        written_to: to.path().to_path_buf(),
+        train_images: new.train_images,
+        mean_drift: worst(|layer| layer.mean_drift),
+        variance_drift: worst(|layer| layer.variance_drift),
+        test_images: new.test_images,
+        test_loss_before: before.scores.loss(),
+        test_accuracy_before: before.scores.accuracy(),
+        test_loss: new.test_loss,
+        test_accuracy: new.test_accuracy,
+    })
+}
+
+/// Where the new network goes.
+fn new_folder(args: &RecalibrateArgs) -> Result<Folder> {
+    let beside = || {
+        let model = args.model.model.canonicalize().ok()?;
+        let name = model.file_name()?.to_str()?;
+        Some(model.with_file_name(format!("{name}-recalibrated")))
+    };
+    let path = args.out.clone().or_else(beside);
+    Ok(Folder::new(
+        path.context("name a folder for the new network with --out")?,
+    ))
+}
+
+fn check_empty(folder: &Folder, model: &Folder) -> Result<()> {
+    ensure!(
+        folder.is_empty()?,
+        "{} is not empty: choose another folder with --out, or replace the network in {} with --in-place",
+        folder.path().display(),
+        model.path().display()
+    );
+    Ok(())
+}
+
+/// The report for people.
+pub fn text(report: &Report) -> String {
+    let drift = |drift: Option<f64>| drift.unwrap_or(f64::NAN);
+    let line = |name, loss, accuracy| row(name, report.test_images, Some((loss, accuracy)));
+    format!(
+        "{}\nstatistics of {} training images; largest drift: mean {:.3} standard deviations, variance {:.3} times\n\
+         {HEAD}{}{}\nwritten to {}\n",
+        report.network,
+        report.train_images,
+        drift(report.mean_drift),
+        drift(report.variance_drift).exp(),
+        line(
+            "test before",
+            report.test_loss_before,
+            report.test_accuracy_before
+        ),
+        line("test after", report.test_loss, report.test_accuracy),
+        report.written_to.display()
+    )
+}

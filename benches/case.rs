@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use burn_batchnorm::Activation;
 use rayon::prelude::*;
 
+use crate::epilogue::{Epilogue, Fused, Separate};
 use crate::suite::Report;
 use crate::{Layer, Pass, Results, random, run};
 
@@ -20,6 +22,11 @@ pub struct Options<'a> {
     pub channels_last: bool,
     /// Without burn-nn's layer.
     pub ours_only: bool,
+    /// What follows the normalization. If anything does, our plain layer and Burn's operations take
+    /// burn-nn's place.
+    pub epilogue: Epilogue,
+    /// Type of the input.
+    pub dtype: DType,
     /// Time for each pass.
     pub seconds: f64,
 }
@@ -35,25 +42,60 @@ pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<R
         false => (1, shape[1]),
     };
     let training = &options.device.clone().autodiff();
-    let ours = burn_batchnorm::BatchNormConfig::new(channels)
-        .with_channel_axis(axis)
-        .init(training);
-    let theirs = (!options.channels_last && !options.ours_only)
-        .then(|| burn::nn::BatchNormConfig::new(channels).init(training));
-    let (x, dy) = (random(shape, 1, training), random(shape, 2, training));
-    let expected = reference(&x, &dy, axis.rem_euclid(D as isize) as usize);
-    if let Some(difference) = difference(numbers(&ours, &x, &dy), &expected) {
+    let Epilogue {
+        activation,
+        residual,
+    } = options.epilogue;
+    let tensor = |seed| random(shape, seed, training).cast(options.dtype);
+    let residual = residual.then(|| tensor(3));
+    let plain = burn_batchnorm::BatchNormConfig::new(channels).with_channel_axis(axis);
+    let ours = plain.clone().with_activation(activation).init(training);
+    let burn_nn = burn::nn::BatchNormConfig::new(channels);
+    let fused = |layer, residual| Box::new(Fused { layer, residual }) as Box<dyn Layer<D>>;
+    let separate = |layer, residual| {
+        Box::new(Separate {
+            layer,
+            activation,
+            residual,
+        }) as Box<dyn Layer<D>>
+    };
+    let without_autodiff = residual.clone().map(Tensor::inner);
+    let burn_nn_fits = !options.channels_last && options.dtype == DType::F32;
+    let theirs = match options.epilogue.any() {
+        _ if options.ours_only => None,
+        true => {
+            let layer = plain.init(training);
+            let valid = separate(layer.valid(), without_autodiff.clone());
+            Some([separate(layer, residual.clone()), valid])
+        }
+        false => burn_nn_fits.then(|| {
+            let layer = burn_nn.init(training);
+            let valid = Box::new(layer.valid()) as Box<dyn Layer<D>>;
+            [Box::new(layer) as Box<dyn Layer<D>>, valid]
+        }),
+    };
+    let (theirs, theirs_valid) = theirs.map(|[a, b]| (a, b)).unzip();
+    let ours_valid = fused(ours.valid(), without_autodiff);
+    let ours = fused(ours, residual.clone());
+    let (x, dy) = (tensor(1), tensor(2));
+    let axis = axis.rem_euclid(D as isize) as usize;
+    let expected = reference([&x, &dy], residual.as_ref(), axis, activation);
+    // A rounding error of a half's largest output.
+    let tolerance = match options.dtype {
+        DType::F32 => 1e-3,
+        _ => 5e-2,
+    };
+    if let Some(difference) = difference(numbers(&*ours, &x, &dy), &expected, tolerance) {
         panic!("{shape:?}: our {difference}");
     }
     if let Some(theirs) = &theirs
-        && let Some(difference) = difference(numbers(theirs, &x, &dy), &expected)
+        && let Some(difference) = difference(numbers(&**theirs, &x, &dy), &expected, tolerance)
     {
-        eprintln!("{shape:?}: burn-nn's {difference}; it is timed all the same");
+        eprintln!("{shape:?}: the other's {difference}; it is timed all the same");
     }
     drop(expected);
     let mut copy = copy(options, &x);
     let (plain, unused) = (x.clone().inner(), dy.clone().inner());
-    let (ours_valid, theirs_valid) = (ours.valid(), theirs.as_ref().map(Module::valid));
 
     Pass::ALL
         .map(|pass| {
@@ -63,8 +105,10 @@ pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<R
             };
             let [ours, theirs, copies] = alternate(
                 options.seconds,
-                || run(ours, pass, x, dy).0,
-                theirs.as_ref().map(|theirs| || run(theirs, pass, x, dy).0),
+                || run(&**ours, pass, x, dy).0,
+                theirs
+                    .as_ref()
+                    .map(|theirs| || run(&**theirs, pass, x, dy).0),
                 &mut copy,
             );
             Report {
@@ -93,11 +137,11 @@ fn copy<const D: usize>(options: Options<'_>, x: &Tensor<D>) -> Box<dyn FnMut() 
             start.elapsed()
         });
     }
-    let from = vec![1.0f32; x.shape().num_elements()];
+    let from = vec![1u8; x.shape().num_elements() * options.dtype.size()];
     let mut to = from.clone();
     Box::new(move || {
         // Below this, waking another thread costs more than it copies.
-        const PART: usize = 1 << 20;
+        const PART: usize = 4 << 20;
         let part = from.len().div_ceil(rayon::current_num_threads() * 4);
         let start = Instant::now();
         match from.len() {
@@ -166,19 +210,37 @@ fn numbers<const D: usize>(layer: &dyn Layer<D>, x: &Tensor<D>, dy: &Tensor<D>) 
     };
     let [dgamma, dbeta] = parameters.map(vector);
     [
-        ("y", forward.y.expect("an output").without_autodiff()),
-        ("dx", dx.expect("a gradient")),
+        (
+            "y",
+            forward
+                .y
+                .expect("an output")
+                .without_autodiff()
+                .cast(DType::F32),
+        ),
+        ("dx", dx.expect("a gradient").cast(DType::F32)),
         ("dgamma", dgamma),
         ("dbeta", dbeta),
     ]
 }
 
-/// The reference: burn-nn's layer on flex, which knows channels on axis 1 alone.
-fn reference<const D: usize>(x: &Tensor<D>, dy: &Tensor<D>, axis: usize) -> Numbers<D> {
+/// The reference: burn-nn's layer on flex, which knows channels on axis 1 alone, and separate operations.
+fn reference<const D: usize>(
+    [x, dy]: [&Tensor<D>; 2],
+    residual: Option<&Tensor<D>>,
+    axis: usize,
+    activation: Activation,
+) -> Numbers<D> {
     let flex = &Device::flex().autodiff();
-    let second =
-        |tensor: &Tensor<D>| Tensor::<D>::from_data(tensor.to_data(), flex).swap_dims(1, axis);
-    let layer = burn::nn::BatchNormConfig::new(x.dims()[axis]).init(flex);
+    let second = |tensor: &Tensor<D>| {
+        let data = tensor.to_data().convert::<f32>();
+        Tensor::<D>::from_data(data, flex).swap_dims(1, axis)
+    };
+    let layer = Separate {
+        layer: burn::nn::BatchNormConfig::new(x.dims()[axis]).init(flex),
+        activation,
+        residual: residual.map(second),
+    };
     numbers(&layer, &second(x), &second(dy)).map(|(what, tensor)| match what {
         "y" | "dx" => (what, tensor.swap_dims(1, axis)),
         _ => (what, tensor),
@@ -186,13 +248,17 @@ fn reference<const D: usize>(x: &Tensor<D>, dy: &Tensor<D>, axis: usize) -> Numb
 }
 
 /// What differs most from the reference, if anything does.
-fn difference<const D: usize>(got: Numbers<D>, expected: &Numbers<D>) -> Option<String> {
+fn difference<const D: usize>(
+    got: Numbers<D>,
+    expected: &Numbers<D>,
+    tolerance: f32,
+) -> Option<String> {
     got.into_iter()
         .zip(expected)
         .find_map(|((what, got), (_, expected))| {
             let expected = Tensor::<D>::from_data(expected.to_data(), &got.device());
             let error: f32 = (got - expected).abs().max().into_scalar();
-            let close = error < 1e-3;
+            let close = error < tolerance;
             (!close).then(|| format!("{what} differs by {error} from the reference"))
         })
 }

@@ -1,6 +1,7 @@
 //! What the benches of burn-batchnorm share.
 
 pub mod case;
+pub mod epilogue;
 pub mod suite;
 #[allow(deprecated, reason = "burn deprecates NdArray, this crate measures it")]
 mod upstream;

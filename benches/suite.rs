@@ -14,10 +14,12 @@ use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use clap::Parser;
 use serde::Serialize;
 
 use crate::case::{Options, measure};
+use crate::epilogue::Epilogue;
 use crate::{Pass, SHAPES, with_rank};
 
 /// Times the layer and burn-nn's on the shapes of real networks.
@@ -41,6 +43,22 @@ struct Arguments {
     /// Leave burn-nn's layer out
     #[arg(long)]
     ours_only: bool,
+    /// What follows, fused: [add-]none, relu, silu, gelu, gelu-tanh, hard-swish, sigmoid or tanh.
+    /// Then the other side is our plain layer followed by Burn's operations
+    #[arg(long, default_value = "none", value_parser = Epilogue::parse)]
+    epilogue: Epilogue,
+    /// Type of the input: f32, f16 or bf16 (in which burn-nn's layer is left out)
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: DType,
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
 }
 
 /// The length of every axis.
@@ -71,7 +89,7 @@ pub struct Report {
     pub ours_ms: f64,
     /// Half the distance between the quartiles of ours, milliseconds.
     pub ours_spread_ms: f64,
-    /// burn-nn's layer, milliseconds, if it took part.
+    /// burn-nn's layer, or the separate operations of an epilogue, milliseconds, if it took part.
     pub burn_nn_ms: Option<f64>,
     /// The passes over memory that cannot be avoided, milliseconds.
     pub floor_ms: f64,
@@ -83,15 +101,16 @@ impl Report {
         self.burn_nn_ms.map(|theirs| theirs / self.ours_ms)
     }
 
-    fn header() -> String {
+    fn header(other: &str) -> String {
+        let other = format!("{other} ms");
         format!(
             "{:<20}{:<18}{:>11}{:>10}{:>13}{:>9}{:>11}",
-            "shape", "pass", "ours ms", "+-", "burn-nn ms", "ratio", "x floor"
+            "shape", "pass", "ours ms", "+-", other, "ratio", "x floor"
         )
     }
 
     /// The geometric means of the ratios, pass by pass.
-    fn summary(reports: &[Self]) -> String {
+    fn summary(reports: &[Self], other: &str) -> String {
         let lines = Pass::ALL.map(|pass| {
             let logs: Vec<f64> = reports
                 .iter()
@@ -103,7 +122,7 @@ impl Report {
                 true => String::new(),
                 false => {
                     let mean = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
-                    format!("geometric mean, {pass}: {mean:.2} times as fast as burn-nn\n")
+                    format!("geometric mean, {pass}: {mean:.2} times as fast as {other}\n")
                 }
             }
         });
@@ -155,18 +174,24 @@ pub fn main() -> Result<(), Box<dyn std::error::Error>> {
         device: &device,
         channels_last: arguments.channels_last,
         ours_only: arguments.ours_only,
+        epilogue: arguments.epilogue,
+        dtype: arguments.dtype,
         seconds: if arguments.quick { 0.2 } else { 2.0 },
+    };
+    let other = match options.epilogue.any() {
+        true => "separate",
+        false => "burn-nn",
     };
 
     settle_allocator();
-    println!("{}", Report::header());
+    println!("{}", Report::header(other));
     let mut reports = Vec::new();
     for Shape(axes) in shapes {
         let new = with_rank!(axes[..], shape => measure(shape, options));
         new.iter().for_each(|report| println!("{report}"));
         reports.extend(new);
     }
-    println!("{}", Report::summary(&reports));
+    println!("{}", Report::summary(&reports, other));
 
     if let Some(path) = arguments.json {
         let folder = path

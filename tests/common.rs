@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use burn_batchnorm::Activation;
 
 /// One of each, with numbers that matter to values around 0.
-pub const ACTIVATIONS: [Activation; 5] = [
+pub const ACTIVATIONS: [Activation; 11] = [
     Activation::None,
     Activation::Relu,
     Activation::LeakyRelu(0.2),
@@ -13,6 +13,12 @@ pub const ACTIVATIONS: [Activation; 5] = [
         min: -0.5,
         max: 0.75,
     },
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::HardSwish,
+    Activation::Sigmoid,
+    Activation::Tanh,
 ];
 
 /// Largest allowed error of results of type `dtype`: (forward and statistics, gradients).

@@ -2,18 +2,25 @@
 
 use batchnorm_tests::devices;
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, BatchNormError};
 
-use crate::common::{ACTIVATIONS, assert_close, random, tolerance};
+use crate::common::{ACTIVATIONS, assert_close, random, tolerance, values};
 
 /// The definition, with Burn's operations.
-fn activate<const D: usize>(activation: Activation, v: Tensor<D>) -> Tensor<D> {
-    match activation {
+fn activate<const D: usize>(applied: Activation, v: Tensor<D>) -> Tensor<D> {
+    match applied {
         Activation::Relu => v.clamp_min(0.0),
         Activation::LeakyRelu(slope) => v.clone().clamp_min(0.0) + v.clamp_max(0.0) * slope,
         Activation::Relu6 => v.clamp(0.0, 6.0),
         Activation::Clamp { min, max } => v.clamp(min, max),
+        Activation::Silu => activation::silu(v),
+        // Burn's own differentiates it as if it were the one by tanh.
+        Activation::Gelu => v.clone() * ((v * 0.5f64.sqrt()).erf() + 1.0) * 0.5,
+        Activation::GeluTanh => activation::gelu_approximate(v),
+        Activation::HardSwish => activation::hard_swish(v),
+        Activation::Sigmoid => activation::sigmoid(v),
+        Activation::Tanh => v.tanh(),
         _ => v,
     }
 }
@@ -175,6 +182,44 @@ fn half_inputs_are_activated_after_widening() {
     assert_close("half", &got, &expected, tolerance(DType::F16).0);
 }
 
+/// What a residual that is infinite or huge makes of a curve: its limit, and no NaN in the gradients.
+#[test]
+fn curves_reach_their_limits() {
+    const INF: f32 = f32::INFINITY;
+    let far = [-INF, -1e30, -1e4, -120.0, 120.0, 1e4, 1e30, INF];
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let cases = [
+            (Activation::Silu, 0.0, None),
+            (Activation::Gelu, 0.0, None),
+            (Activation::GeluTanh, 0.0, None),
+            (Activation::HardSwish, 0.0, None),
+            (Activation::Sigmoid, 0.0, Some(1.0)),
+            (Activation::Tanh, -1.0, Some(1.0)),
+        ];
+        for (activation, low, high) in cases {
+            let config = BatchNormConfig::new(1).with_activation(activation);
+            let layer = config.init(&device);
+            let x = Tensor::<2>::zeros([8, 1], &device).require_grad();
+            let data = TensorData::new(far.to_vec(), [8, 1]);
+            let residual = Tensor::<2>::from_data(data, &device).require_grad();
+            let y = layer.forward_residual(x.clone(), residual.clone());
+            let gradients = y.clone().sum().backward();
+            let slope = if high.is_some() { 0.0 } else { 1.0 };
+            for (i, &z) in far.iter().enumerate() {
+                let at = |tensor: Tensor<2>| values(&tensor.into_data())[i];
+                let what = format!("{activation:?} at {z} on {name}");
+                let upper = f64::from(high.unwrap_or(z));
+                let (expected, slope) = if z < 0.0 { (low, 0.0) } else { (upper, slope) };
+                assert_eq!(at(y.clone()), expected, "{what}");
+                let got = at(residual.grad(&gradients).expect("it"));
+                assert_eq!(got, slope, "derivative of {what}");
+                assert!(at(x.grad(&gradients).expect("dx")).is_finite(), "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_residual_of_another_shape_or_type_is_refused() {
     let device = Device::flex().autodiff();
@@ -211,9 +256,12 @@ fn an_activation_is_shown_and_saved() {
     let config = BatchNormConfig::new(2).with_activation(Activation::LeakyRelu(0.1));
     let layer = config.init(&Device::flex());
     assert!(layer.to_string().contains("activation: LeakyRelu(0.1)"));
-    let json = config.to_string();
-    assert_eq!(
-        serde_json::from_str::<BatchNormConfig>(&json).expect("its own JSON"),
-        config
-    );
+    for activation in ACTIVATIONS {
+        let config = BatchNormConfig::new(2).with_activation(activation);
+        let json = config.to_string();
+        assert_eq!(
+            serde_json::from_str::<BatchNormConfig>(&json).expect("its own JSON"),
+            config
+        );
+    }
 }

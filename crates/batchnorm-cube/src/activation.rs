@@ -1,4 +1,4 @@
-//! The activations that can be fused: piecewise linear ones of three pieces.
+//! The activations that can be fused. ReLU and its family are piecewise linear, of three pieces; the others are curves (`kernels/curves.rs`).
 //!
 //! ```text
 //!   act(v) = slope * v + offset   where v < low
@@ -6,13 +6,14 @@
 //!            high                 where v > high
 //! ```
 //!
-//! ReLU and its family are all of this form. Which pieces exist is known when a kernel is compiled, their numbers when it is launched: no
+//! Which pieces exist, or which curve it is, is known when a kernel is compiled, the numbers of the pieces when it is launched: no
 //! activation costs nothing, and one kernel serves every slope. At a kink the derivative is that of PyTorch: the outer piece's. It follows
 //! from `v` alone, which the backward pass recomputes from the input and the statistics: no output needs to be kept.
 
 use cubecl::prelude::*;
 
 use crate::Error;
+use crate::kernels::curves::{derivative, or_zero, value};
 use crate::kernels::numbers::Numbers;
 
 /// What is applied to the normalized value (and the residual, if there is one).
@@ -35,6 +36,18 @@ pub enum Activation {
         /// The largest output; not less than `min`.
         max: f64,
     },
+    /// `v * sigmoid(v)`, also known as swish (Elfwing, Uchibe and Doya, 2017). 0 at negative infinity.
+    Silu,
+    /// `v * (1 + erf(v / sqrt(2))) / 2` (Hendrycks and Gimpel, 2016). 0 at negative infinity.
+    Gelu,
+    /// The approximation of [`Gelu`](Self::Gelu) in the same paper, `v * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 * v^3))) / 2`.
+    GeluTanh,
+    /// `v * min(max(v + 3, 0), 6) / 6` (Howard et al., 2019). 0 at negative infinity.
+    HardSwish,
+    /// `1 / (1 + exp(-v))`.
+    Sigmoid,
+    /// `tanh(v)`.
+    Tanh,
 }
 
 impl Activation {
@@ -56,8 +69,19 @@ impl Activation {
 
     /// Which pieces there are.
     pub(crate) fn shape(&self) -> Pieces {
+        let curve = match *self {
+            Activation::Silu => Some(Curve::Silu),
+            Activation::Gelu => Some(Curve::Gelu),
+            Activation::GeluTanh => Some(Curve::GeluTanh),
+            Activation::HardSwish => Some(Curve::HardSwish),
+            Activation::Sigmoid => Some(Curve::Sigmoid),
+            Activation::Tanh => Some(Curve::Tanh),
+            _ => None,
+        };
         Pieces {
+            curve,
             low: match *self {
+                _ if curve.is_some() => Low::Open,
                 Activation::None => Low::Open,
                 // A slope of 0 is a flat piece: `0 * v` is NaN where `v` is infinite.
                 Activation::LeakyRelu(slope) if slope != 0.0 => Low::Sloped,
@@ -75,17 +99,18 @@ impl Activation {
     /// Their numbers: low, slope, value below (of the flat piece), high.
     pub(crate) fn numbers(&self) -> [f64; 4] {
         match *self {
-            Activation::None | Activation::Relu => [0.0, 0.0, 0.0, 0.0],
             Activation::LeakyRelu(slope) => [0.0, slope, 0.0, 0.0],
             Activation::Relu6 => [0.0, 0.0, 0.0, 6.0],
             Activation::Clamp { min, max } => [min, 0.0, min, max],
+            _ => [0.0; 4],
         }
     }
 }
 
-/// The pieces of an activation, known when the kernel is compiled.
+/// The pieces of an activation, known when the kernel is compiled; or the curve, which has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Pieces {
+    pub curve: Option<Curve>,
     pub low: Low,
     pub high: bool,
 }
@@ -93,8 +118,19 @@ pub(crate) struct Pieces {
 impl Pieces {
     /// Whether anything is computed at all.
     pub fn any(&self) -> bool {
-        self.low != Low::Open || self.high
+        self.low != Low::Open || self.high || self.curve.is_some()
     }
+}
+
+/// The activations that are not piecewise linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Curve {
+    Silu,
+    Gelu,
+    GeluTanh,
+    HardSwish,
+    Sigmoid,
+    Tanh,
 }
 
 /// The piece below `low`.
@@ -116,6 +152,9 @@ pub(crate) fn activate<A: Float, N: Size>(
     #[comptime] pieces: Pieces,
 ) -> Vector<A, N> {
     let mut out = v;
+    if comptime!(pieces.curve.is_some()) {
+        out = value::<A, N>(v, comptime!(pieces.curve.unwrap()));
+    }
     if comptime!(pieces.low == Low::Flat) {
         let low = Vector::new(numbers.low.get::<A>());
         let offset = Vector::new(numbers.offset.get::<A>());
@@ -144,6 +183,10 @@ pub(crate) fn activation_grad<A: Float, N: Size>(
 ) -> Vector<A, N> {
     let mut grad = dy;
     let zero = Vector::new(A::new(0.0));
+    if comptime!(pieces.curve.is_some()) {
+        let slope = derivative::<A, N>(v, comptime!(pieces.curve.unwrap()));
+        grad = or_zero::<A, N>(slope, dy);
+    }
     if comptime!(pieces.low == Low::Flat) {
         let low = Vector::new(numbers.low.get::<A>());
         grad = select_many(v.less_equal(&low), zero, grad);
@@ -191,5 +234,6 @@ mod tests {
     fn no_activation_has_no_piece() {
         assert!(!Activation::None.shape().any());
         assert!(Activation::Relu.shape().any());
+        assert!(Activation::Silu.shape().any());
     }
 }

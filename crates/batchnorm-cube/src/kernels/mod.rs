@@ -3,6 +3,7 @@
 
 pub(crate) mod access;
 pub(crate) mod backward;
+pub(crate) mod curves;
 pub(crate) mod element;
 pub(crate) mod forward;
 pub(crate) mod merge;

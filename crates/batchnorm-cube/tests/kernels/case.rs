@@ -243,6 +243,7 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
             Activation::Relu | Activation::LeakyRelu(_) => near(0.0),
             Activation::Relu6 => near(0.0) || near(6.0),
             Activation::Clamp { min, max } => near(min) || near(max),
+            Activation::HardSwish => near(-3.0) || near(3.0),
             _ => false,
         }
     });

@@ -4,6 +4,7 @@ use batchnorm_cube::*;
 use cubecl::prelude::*;
 
 use crate::device::{client, download, empty, upload};
+use crate::reference;
 
 const F32: Element = Element::F32;
 const INF: f64 = f64::INFINITY;
@@ -94,6 +95,43 @@ fn masks_drop_infinite_gradients() {
         let [_, dx, dbeta] = run(&client, activation, &x, &dy);
         assert_eq!(dx, [0.0, 1.0, 0.0, 2.0], "{activation:?}");
         assert_eq!(dbeta, [3.0], "{activation:?}");
+    }
+}
+
+/// A factor of exactly 0 selects 0, and nothing overflows on the way.
+#[test]
+fn curves_reach_their_limits() {
+    let Some(client) = client() else { return };
+    let points = [-INF, -1e30, -1e4, -200.0, 200.0, 1e4, 1e30, INF, -0.5, 2.0];
+    let near = [-104.0, -95.0, -88.0, 88.0, 95.0, 104.0];
+    let x = [&points[..], &near].concat();
+    for activation in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::HardSwish,
+        Activation::Sigmoid,
+        Activation::Tanh,
+    ] {
+        let of = |x: &f64| reference::act(activation, *x);
+        // Where the curve is flat, infinite.
+        let flat = |x: &f64| x.abs() > 150.0 && of(x).1 == 0.0;
+        let dy: Vec<f64> = x.iter().map(|x| if flat(x) { INF } else { 1.0 }).collect();
+        let [y, dx, _] = run(&client, activation, &x, &dy);
+        for (x, (y, dx)) in x.iter().zip(y.iter().zip(&dx)) {
+            let (value, slope) = of(x);
+            let close = |got: f64, expected: f64| {
+                got == expected || (got - expected).abs() <= 1e-6 * expected.abs().max(1.0)
+            };
+            assert!(
+                close(*y, value),
+                "{activation:?} at {x}: {y}, expected {value}"
+            );
+            assert!(
+                close(*dx, slope),
+                "{activation:?}' at {x}: {dx}, expected {slope}"
+            );
+        }
     }
 }
 

@@ -1,10 +1,32 @@
 //! The naive oracle: every formula as it is written, in f64.
 
+use std::f64::consts::PI;
+
+use batchnorm_cube::Activation::{Gelu, GeluTanh, HardSwish, Sigmoid, Silu, Tanh};
 use batchnorm_cube::{Activation, Layout};
 
 /// The value and the derivative of an activation.
 pub fn act(activation: Activation, v: f64) -> (f64, f64) {
+    if v == f64::NEG_INFINITY && matches!(activation, Silu | Gelu | GeluTanh | HardSwish) {
+        return (0.0, 0.0);
+    }
+    let far = v.clamp(-1e9, 1e9);
+    let bell = |v: f64| logistic(v) * logistic(-v);
     let (low, slope, high) = match activation {
+        Silu => return (v * logistic(v), logistic(far) + far * bell(far)),
+        Gelu => return (v * normal(v), normal(far) + far * density(far)),
+        GeluTanh => {
+            let factor = (8.0 / PI).sqrt();
+            let inner = |v: f64| factor * (v + 0.044715 * v.powi(3));
+            let steep = factor * (1.0 + 3.0 * 0.044715 * far * far);
+            let slope = logistic(inner(far)) + far * steep * bell(inner(far));
+            return (v * logistic(inner(v)), slope);
+        }
+        HardSwish if v <= -3.0 => return (0.0, 0.0),
+        HardSwish if v >= 3.0 => return (v, 1.0),
+        HardSwish => return (v * (v + 3.0) / 6.0, v / 3.0 + 0.5),
+        Sigmoid => return (logistic(v), bell(v)),
+        Tanh => return (v.tanh(), v.cosh().powi(-2)),
         Activation::None => return (v, 1.0),
         Activation::Relu => (0.0, 0.0, f64::INFINITY),
         Activation::LeakyRelu(slope) => (0.0, slope, f64::INFINITY),
@@ -17,6 +39,31 @@ pub fn act(activation: Activation, v: f64) -> (f64, f64) {
         _ if v >= high => (high, 0.0),
         _ => (v, 1.0),
     }
+}
+
+fn logistic(v: f64) -> f64 {
+    match v < 0.0 {
+        true => v.exp() / (1.0 + v.exp()),
+        false => 1.0 / (1.0 + (-v).exp()),
+    }
+}
+
+/// The density of the standard normal.
+fn density(v: f64) -> f64 {
+    (-v * v / 2.0).exp() / (2.0 * PI).sqrt()
+}
+
+/// Its distribution function, by its series (Abramowitz and Stegun 26.2.11); beyond 9 it is 0 or 1 to 1e-18.
+fn normal(v: f64) -> f64 {
+    if v.abs() > 9.0 {
+        return f64::from(u8::from(v > 0.0));
+    }
+    let (mut term, mut sum) = (v, v);
+    for n in 1..300 {
+        term *= v * v / f64::from(2 * n + 1);
+        sum += term;
+    }
+    0.5 + density(v) * sum
 }
 
 /// Per channel `(mean, biased variance)`.

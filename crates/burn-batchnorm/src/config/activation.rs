@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BatchNormError;
 
-/// What follows the normalization, fused with it: the ReLU family.
+/// What follows the normalization, fused with it.
 ///
 /// The backward pass recomputes the activation's argument from the input, so a fused activation
 /// keeps no tensor of its own. The derivative at a kink is that of PyTorch: the outer piece's.
@@ -25,6 +25,22 @@ pub enum Activation {
         /// The largest output, finite in f32; not less than `min`.
         max: f64,
     },
+    /// `v * sigmoid(v)`, also known as swish; PyTorch's `silu`
+    /// ([Elfwing et al., 2017](https://arxiv.org/abs/1702.03118)).
+    Silu,
+    /// `v * (1 + erf(v / sqrt(2))) / 2`; PyTorch's `gelu`
+    /// ([Hendrycks and Gimpel, 2016](https://arxiv.org/abs/1606.08415)).
+    Gelu,
+    /// `v * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 * v^3))) / 2`, the approximation of
+    /// [`Gelu`](Self::Gelu) in the same paper; PyTorch's `gelu(approximate="tanh")`.
+    GeluTanh,
+    /// `v * min(max(v + 3, 0), 6) / 6`; PyTorch's `hardswish`
+    /// ([Howard et al., 2019](https://arxiv.org/abs/1905.02244)).
+    HardSwish,
+    /// `1 / (1 + exp(-v))`; PyTorch's `sigmoid`.
+    Sigmoid,
+    /// `tanh(v)`; PyTorch's `tanh`.
+    Tanh,
 }
 
 impl Activation {
@@ -32,7 +48,7 @@ impl Activation {
         let valid = match self {
             Self::LeakyRelu(slope) => in_f32(slope),
             Self::Clamp { min, max } => in_f32(min) && in_f32(max) && min <= max,
-            Self::None | Self::Relu | Self::Relu6 => true,
+            _ => true,
         };
         match valid {
             true => Ok(()),
@@ -58,6 +74,12 @@ macro_rules! convert {
                     Activation::LeakyRelu(slope) => Self::LeakyRelu(slope),
                     Activation::Relu6 => Self::Relu6,
                     Activation::Clamp { min, max } => Self::Clamp { min, max },
+                    Activation::Silu => Self::Silu,
+                    Activation::Gelu => Self::Gelu,
+                    Activation::GeluTanh => Self::GeluTanh,
+                    Activation::HardSwish => Self::HardSwish,
+                    Activation::Sigmoid => Self::Sigmoid,
+                    Activation::Tanh => Self::Tanh,
                 }
             }
         }

@@ -8,12 +8,12 @@
 //! spread costs no digits; and the mean in two steps, so that a first value that is an outlier costs
 //! none either.
 
-use burn::backend::tensor::{BoolTensor, FloatTensor};
-use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType, Shape, Slice};
 
+use super::activate::{self, activate};
 use super::{Four, Maybe, Moments, Pass, Running, Wanted};
-use crate::Activation;
 use crate::statistics::Update;
 use crate::view::View;
 
@@ -182,13 +182,7 @@ pub fn normalize<B: Backend>(
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, pass);
-    let y = match pass.activation {
-        Activation::None => z,
-        Activation::Relu => B::relu(z),
-        Activation::LeakyRelu(slope) => B::leaky_relu(z, slope.into()),
-        Activation::Relu6 => B::float_clamp(z, 0.0.into(), 6.0.into()),
-        Activation::Clamp { min, max } => B::float_clamp(z, min.into(), max.into()),
-    };
+    let y = activate::<B>(z, pass.activation);
     cast::<B>(B::float_reshape(y, shape), dtype)
 }
 
@@ -264,7 +258,7 @@ pub fn backward<B: Backend>(
     let of_batch = matches!(moments, Moments::Batch(_));
     let Normalized { xhat, z, inv_std } =
         normalized::<B>(x, moments, gamma.clone(), beta, residual, pass);
-    let g = activation_backward::<B>(z, wide::<B>(y_grad, view), pass.activation);
+    let g = activate::gradient::<B>(z, wide::<B>(y_grad, view), pass.activation);
     let beta_grad = sum::<B>(g.clone());
     let gamma_grad = sum::<B>(B::float_mul(g.clone(), xhat.clone()));
 
@@ -290,29 +284,6 @@ pub fn backward<B: Backend>(
     )
 }
 
-/// The gradient before the activation. A selection, so that what is masked contributes nothing, not
-/// even where it is infinite. At a kink it is that of the outer piece, as in PyTorch.
-fn activation_backward<B: Backend>(
-    z: FloatTensor<B>,
-    y_grad: FloatTensor<B>,
-    activation: Activation,
-) -> FloatTensor<B> {
-    let dtype = get_or_init_device_settings::<B>(&z.device()).bool_dtype;
-    let not_above = |bound: f64| B::float_lower_equal_elem(z.clone(), bound.into(), dtype);
-    let not_below = |bound: f64| B::float_greater_equal_elem(z.clone(), bound.into(), dtype);
-    let without = |grad, mask: BoolTensor<B>| B::float_mask_fill(grad, mask, 0.0.into());
-    match activation {
-        Activation::None => y_grad,
-        Activation::Relu => without(y_grad, not_above(0.0)),
-        Activation::LeakyRelu(slope) => {
-            let sloped = B::float_mul_scalar(y_grad.clone(), slope.into());
-            B::float_mask_where(y_grad, not_above(0.0), sloped)
-        }
-        Activation::Relu6 => without(without(y_grad, not_above(0.0)), not_below(6.0)),
-        Activation::Clamp { min, max } => without(without(y_grad, not_above(min)), not_below(max)),
-    }
-}
-
 /// The input less its mean, from the output of a training pass `activation(x_hat * gamma + beta)`, and the
 /// moments that go with it. (Not the input: next to a mean that is large, it could not hold the digits.)
 #[cfg(all(feature = "autodiff", any(feature = "host", feature = "cube")))]
@@ -325,7 +296,7 @@ pub fn centred_of_output<B: super::BatchNormOps>(
 ) -> (FloatTensor<B>, Moments<B>) {
     let z = match pass.activation {
         // Of a positive slope, the inverse is one of its kind.
-        Activation::LeakyRelu(slope) => B::leaky_relu(y, (1.0 / slope).into()),
+        crate::Activation::LeakyRelu(slope) => B::leaky_relu(y, (1.0 / slope).into()),
         _ => y,
     };
     let inv_std = row::<B>(moments, 3);

@@ -9,6 +9,7 @@
 //! They have the type that the input is computed in: its own, but f32 for the half types. Results of
 //! the input's shape have its type.
 
+mod activate;
 #[cfg(all(feature = "autodiff", any(feature = "host", feature = "cube")))]
 mod autodiff;
 pub mod composed;

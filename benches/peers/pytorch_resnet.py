@@ -2,8 +2,8 @@
 
     python pytorch_resnet.py --device flex --rounds 3 --json ../results/resnet-flex.json
 
-In every round first PyTorch runs, then `resnet bench` with one run of each network; medians over the
-rounds. Same sizes, same number of threads. PyTorch runs as it comes and, for inference, with torchvision's
+In every round PyTorch runs every pass three times, then `resnet bench` does so with every network, in turns;
+the median of the rounds' medians counts. Same sizes, same number of threads. PyTorch runs as it comes and, for inference, with torchvision's
 batch norms folded by `torch.nn.utils.fusion`. On a device other than a CPU only ours is on that device.
 """
 
@@ -18,6 +18,15 @@ from statistics import median
 import torch
 import torchvision
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+RUNS = 3
+
+
+def timed(run):
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def folded(model):
@@ -57,7 +66,7 @@ def passes(batch, size):
 
 
 def ours(options, batch):
-    command = [options.resnet, "bench", "--json", "--device", options.device, "--rounds", "1",
+    command = [options.resnet, "bench", "--json", "--device", options.device, "--rounds", str(RUNS),
                "--batches", str(batch), "--size", str(options.size)]
     environment = os.environ | {"RAYON_NUM_THREADS": str(options.threads)}
     output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
@@ -94,9 +103,7 @@ def main():
             run()
         for _ in range(options.rounds):
             for name, run in peers.items():
-                start = time.perf_counter()
-                run()
-                times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+                times.setdefault(name, []).append(median(timed(run) for _ in range(RUNS)))
             for name, milliseconds in ours(options, batch):
                 times.setdefault(name, []).append(milliseconds)
         for kind in ("inference", "training step"):

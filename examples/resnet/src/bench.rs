@@ -63,18 +63,19 @@ impl<M: Module> Trainee<M> {
     }
 }
 
-/// Seconds of each pass, in turns, each warmed up once; the median of the rounds in milliseconds.
+/// The median time of each pass in milliseconds, after a warm-up. They take turns, and every round another
+/// one is first: what the machine does meanwhile meets all of them.
 fn medians(passes: &mut [Pass<'_>], rounds: usize) -> Vec<f64> {
     for pass in passes.iter_mut() {
         pass();
     }
-    let mut times = vec![Vec::with_capacity(rounds); passes.len()];
-    for _ in 0..rounds {
-        for (pass, times) in passes.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            pass();
-            times.push(1e3 * start.elapsed().as_secs_f64());
-        }
+    let count = passes.len();
+    let mut times = vec![Vec::with_capacity(rounds); count];
+    for turn in 0..rounds * count {
+        let pass = (turn + turn / count) % count;
+        let start = Instant::now();
+        passes[pass]();
+        times[pass].push(1e3 * start.elapsed().as_secs_f64());
     }
     let median = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);

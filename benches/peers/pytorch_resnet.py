@@ -3,7 +3,8 @@
     python pytorch_resnet.py --device flex --rounds 3 --json ../results/resnet-flex.json
 
 In every round PyTorch runs every pass three times, then `resnet bench` does so with every network, in turns;
-the median of the rounds' medians counts. Same sizes, same number of threads. PyTorch runs as it comes and, for inference, with torchvision's
+the median of the rounds' medians counts. The
+peak of memory is that of a process of its own, which runs two training steps. Same sizes, same number of threads. PyTorch runs as it comes and, for inference, with torchvision's
 batch norms folded by `torch.nn.utils.fusion`. On a device other than a CPU only ours is on that device.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -71,8 +73,22 @@ def ours(options, batch):
     environment = os.environ | {"RAYON_NUM_THREADS": str(options.threads)}
     output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
     for row in json.loads(output):
-        for name in ("ours", "without", "burn_nn"):
-            yield (row["pass"], name), row[name]
+        yield (row["pass"], row["network"]), row["milliseconds"]
+
+
+def peak(options, batch, network):
+    """MiB that a process has needed at most for training steps of this network."""
+    if network == "pytorch":
+        command = [sys.executable, __file__, "--only-train", "--batches", str(batch)]
+    else:
+        command = [options.resnet, "bench", "--device", options.device, "--rounds", "1",
+                   "--networks", network, "--batches", str(batch)]
+    command += ["--size", str(options.size)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return round(usage.ru_maxrss / 1024)
 
 
 def machine():
@@ -91,12 +107,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only-train", action="store_true", help="train two steps, time nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    batches = [int(batch) for batch in options.batches.split(",")]
+    if options.only_train:
+        step = passes(batches[0], options.size)["training step", "pytorch"]
+        step()
+        step()
+        return
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
     report = {"machine": machine(), "commit": commit, "device": options.device, "size": options.size,
-              "rounds": options.rounds, "milliseconds": []}
-    for batch in map(int, options.batches.split(",")):
+              "rounds": options.rounds, "milliseconds": [], "peak_mib": []}
+    for batch in batches:
         times = {}
         peers = passes(batch, options.size)
         for run in peers.values():
@@ -110,6 +133,10 @@ def main():
             row = {name: round(median(t), 1) for (of, name), t in times.items() if of == kind}
             report["milliseconds"].append({"pass": kind, "batch": batch} | row)
             print(kind, batch, row, flush=True)
+        networks = ("pytorch", "ours", "without", "burn-nn")
+        row = {network: peak(options, batch, network) for network in networks}
+        report["peak_mib"].append({"batch": batch} | row)
+        print("peak MiB", batch, row, flush=True)
     if options.json:
         unfinished = options.json.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(report, indent=1) + "\n")

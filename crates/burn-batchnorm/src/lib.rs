@@ -58,6 +58,8 @@
 //!   |  pass.rs     forward: checks, chooses the statistics, runs
 //!   |  module.rs   as a Burn module: what records, optimizers and forks see
 //!   |  config/     what it can be told           error.rs  what it refuses
+//!   |  convert.rs  burn-nn's layer, both ways    fold/     into the layers beside it
+//!   |  store/      other frameworks' weights
 //!   |
 //!   +--> statistics/   one state, one lock
 //!   |      update.rs     keep * old + add * batch

@@ -14,19 +14,29 @@ use crate::model::{ResNet, ResNetConfig};
 use crate::table;
 use crate::train::optimizer;
 
-/// Milliseconds of a batch, medians.
+/// A network to time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// With this project's batch norm.
+    Ours,
+    /// Without any: folded.
+    Without,
+    /// With burn-nn's batch norm, a ReLU and an addition.
+    BurnNn,
+}
+
+/// The time of one network.
 #[derive(Debug, Clone, Serialize)]
 pub struct Timed {
     /// `inference` or `training step`.
     pub pass: &'static str,
     /// Images in the batch.
     pub batch: usize,
-    /// With this project's layer.
-    pub ours: f64,
-    /// The same, folded; inference only.
-    pub folded: Option<f64>,
-    /// With burn-nn's layer.
-    pub burn_nn: f64,
+    /// Which network.
+    pub network: Network,
+    /// Milliseconds for a batch, the median of the rounds.
+    pub milliseconds: f64,
 }
 
 /// A pass over a batch that ends when it has been computed.
@@ -60,27 +70,77 @@ impl<M: Module> Trainee<M> {
             .forward(logits, labels);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         self.model = Some(self.optimizer.step(1e-3, model, gradients));
+        // A device that failed shows at the next read.
+        let _ = device.sync();
     }
 }
 
-/// Seconds of each pass, in turns, each warmed up once; the median of the rounds in milliseconds.
+/// The median time of each pass in milliseconds, after a warm-up. They take turns, and every round another
+/// one is first: what the machine does meanwhile meets all of them.
 fn medians(passes: &mut [Pass<'_>], rounds: usize) -> Vec<f64> {
     for pass in passes.iter_mut() {
         pass();
     }
-    let mut times = vec![Vec::with_capacity(rounds); passes.len()];
-    for _ in 0..rounds {
-        for (pass, times) in passes.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            pass();
-            times.push(1e3 * start.elapsed().as_secs_f64());
-        }
+    let count = passes.len();
+    let mut times = vec![Vec::with_capacity(rounds); count];
+    for turn in 0..rounds * count {
+        let pass = (turn + turn / count) % count;
+        let start = Instant::now();
+        passes[pass]();
+        times[pass].push(1e3 * start.elapsed().as_secs_f64());
     }
     let median = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
     times.into_iter().map(median).collect()
+}
+
+/// What a network does with the images.
+fn inference<'a>(
+    network: Network,
+    config: &ResNetConfig,
+    images: &'a Tensor<4>,
+) -> Result<Pass<'a>> {
+    let device = images.device();
+    // The read ends the pass: a GPU's work is only queued before.
+    let read = |logits: Tensor<2>| {
+        std::hint::black_box(logits.into_data());
+    };
+    Ok(match network {
+        Network::Ours => {
+            let model = config.init(&device);
+            Box::new(move || read(model.forward(images.clone())))
+        }
+        Network::Without => {
+            let model = config.init(&device).fold()?;
+            Box::new(move || read(model.forward(images.clone())))
+        }
+        Network::BurnNn => {
+            let model = Baseline::new(config, &device);
+            Box::new(move || read(model.forward(images.clone())))
+        }
+    })
+}
+
+/// A step of training on the images, which are on an autodiff device.
+fn training<'a>(network: Network, config: &ResNetConfig, images: &'a Tensor<4>) -> Pass<'a> {
+    let device = images.device();
+    let config = ResNetConfig {
+        folded: network == Network::Without,
+        ..config.clone()
+    };
+    match network {
+        Network::Ours | Network::Without => {
+            let mut trainee = Trainee::new(config.init(&device), ResNet::forward);
+            Box::new(move || trainee.step(images.clone(), &device))
+        }
+        Network::BurnNn => {
+            let model = Baseline::new(&config, &device);
+            let mut trainee = Trainee::new(model, Baseline::forward);
+            Box::new(move || trainee.step(images.clone(), &device))
+        }
+    }
 }
 
 /// Times the networks on random images.
@@ -90,7 +150,6 @@ fn medians(passes: &mut [Pass<'_>], rounds: usize) -> Vec<f64> {
 /// If the device is unknown.
 pub fn timed(args: &BenchArgs) -> Result<Vec<Timed>> {
     let device = mnist::device::resolve(&args.device)?.device();
-    let training = device.clone().autodiff();
     let config = ResNetConfig {
         width: args.width,
         inputs: 3,
@@ -102,55 +161,21 @@ pub fn timed(args: &BenchArgs) -> Result<Vec<Timed>> {
         let shape = [batch, 3, args.size, args.size];
         let images =
             |device: &Device| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
-        let plain = images(&device);
-        // The read ends the pass: a GPU's work is only queued before.
-        let read = |logits: Tensor<2>| {
-            std::hint::black_box(logits.into_data());
+        let (plain, tracked) = (images(&device), images(&device.clone().autodiff()));
+        let networks = || args.networks.iter().copied();
+        let mut add = |pass, mut passes: Vec<Pass<'_>>| {
+            let times = medians(&mut passes, args.rounds);
+            rows.extend(networks().zip(times).map(|(network, milliseconds)| Timed {
+                pass,
+                batch,
+                network,
+                milliseconds,
+            }));
         };
-        let ours = config.init(&device);
-        let folded = config.init(&device).fold()?;
-        let theirs = Baseline::new(&config, &device);
-        let mut passes: [Pass<'_>; 3] = [
-            Box::new(|| read(ours.forward(plain.clone()))),
-            Box::new(|| read(folded.forward(plain.clone()))),
-            Box::new(|| read(theirs.forward(plain.clone()))),
-        ];
-        let times = medians(&mut passes, args.rounds);
-        drop(passes);
-        rows.push(Timed {
-            pass: "inference",
-            batch,
-            ours: times[0],
-            folded: Some(times[1]),
-            burn_nn: times[2],
-        });
-
-        let images = images(&training);
-        let sync = || {
-            // A device that failed shows at the next read.
-            let _ = device.sync();
-        };
-        let mut ours = Trainee::new(config.init(&training), ResNet::forward);
-        let mut theirs = Trainee::new(Baseline::new(&config, &training), Baseline::forward);
-        let mut passes: [Pass<'_>; 2] = [
-            Box::new(|| {
-                ours.step(images.clone(), &training);
-                sync();
-            }),
-            Box::new(|| {
-                theirs.step(images.clone(), &training);
-                sync();
-            }),
-        ];
-        let times = medians(&mut passes, args.rounds);
-        drop(passes);
-        rows.push(Timed {
-            pass: "training step",
-            batch,
-            ours: times[0],
-            folded: None,
-            burn_nn: times[1],
-        });
+        let passes = networks().map(|network| inference(network, &config, &plain));
+        add("inference", passes.collect::<Result<_>>()?);
+        let passes = networks().map(|network| training(network, &config, &tracked));
+        add("training step", passes.collect());
     }
     Ok(rows)
 }
@@ -161,15 +186,13 @@ pub fn run(args: &BenchArgs) -> Result<String> {
     if args.json {
         return Ok(serde_json::to_string_pretty(&rows)? + "\n");
     }
-    let head = ["milliseconds", "batch", "ours", "folded", "burn-nn"].map(str::to_string);
+    let head = ["pass", "batch", "network", "milliseconds"].map(str::to_string);
     let rows = rows.into_iter().map(|row| {
         [
             row.pass.to_string(),
             row.batch.to_string(),
-            format!("{:.1}", row.ours),
-            row.folded
-                .map_or(String::new(), |time| format!("{time:.1}")),
-            format!("{:.1}", row.burn_nn),
+            format!("{:?}", row.network),
+            format!("{:.1}", row.milliseconds),
         ]
     });
     Ok(table(std::iter::once(head).chain(rows)))

@@ -15,6 +15,8 @@ use crate::{table, weights};
 /// standardised by ImageNet's means and deviations.
 const SHORTER: u32 = 256;
 const SIDE: u32 = 224;
+/// Reduced to 256 pixels on its shorter side, anything longer is a huge picture.
+const MOST_ELONGATED: u32 = 50;
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
@@ -30,7 +32,11 @@ pub fn prepared(path: &Path, config: &ResNetConfig, device: &Device) -> Result<T
         3 => {
             let picture = picture.to_rgb8();
             let (width, height) = picture.dimensions();
-            let shorter = width.min(height);
+            let (shorter, longer) = (width.min(height), width.max(height));
+            ensure!(
+                longer / shorter < MOST_ELONGATED,
+                "expected a picture less than {MOST_ELONGATED} times as long as it is wide, got {width}x{height}"
+            );
             let scaled = |side: u32| u64::from(side) * u64::from(SHORTER) / u64::from(shorter);
             let (width, height) = (scaled(width) as u32, scaled(height) as u32);
             let picture = resize(&picture, width, height, FilterType::Triangle);

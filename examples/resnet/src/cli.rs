@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, value_parser};
 
+use crate::bench::Network;
+
 /// ResNet-18 with this project's batch norm: torchvision's weights in and out, folded, trained, timed.
 #[derive(Debug, Parser)]
 #[command(
@@ -101,6 +103,15 @@ pub struct BenchArgs {
         default_value = "1,32"
     )]
     pub batches: Vec<usize>,
+    /// Which networks; several with commas
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME,..",
+        value_delimiter = ',',
+        default_value = "ours,without,burn-nn"
+    )]
+    pub networks: Vec<Network>,
     /// Pixels a side of an image
     #[arg(long, value_name = "N", default_value_t = 224)]
     pub size: usize,

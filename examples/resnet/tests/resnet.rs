@@ -333,10 +333,14 @@ fn the_bench_prints_every_pass() {
     let arguments: Vec<&str> = arguments.split(' ').collect();
     let rows: serde_json::Value = serde_json::from_str(&succeed(&arguments)).expect("JSON");
     let rows = rows.as_array().expect("rows");
-    assert_eq!(rows.len(), 2);
-    for row in rows {
-        assert!(row["ours"].as_f64() > Some(0.0) && row["burn_nn"].as_f64() > Some(0.0));
+    let expected = ["inference", "training step"]
+        .map(|pass| ["ours", "without", "burn-nn"].map(|network| (pass, network)));
+    assert_eq!(rows.len(), 6);
+    for (row, (pass, network)) in rows.iter().zip(expected.concat()) {
+        assert_eq!(
+            (&row["pass"], &row["network"]),
+            (&pass.into(), &network.into())
+        );
+        assert!(row["milliseconds"].as_f64() > Some(0.0), "{row}");
     }
-    assert_eq!(rows[0]["pass"], "inference");
-    assert!(rows[0]["folded"].as_f64() > Some(0.0));
 }

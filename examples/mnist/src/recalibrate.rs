@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::cli::RecalibrateArgs;
 use crate::data::Source;
-use crate::eval;
-use crate::folder::{self, Folder, METRICS, SUMMARY, SavedRun};
+use crate::eval::{self, SavedRun};
+use crate::folder::{self, Folder, METRICS, SUMMARY};
 use crate::history::History;
 use crate::model::Classifier;
 use crate::progress::Progress;
@@ -70,7 +70,7 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         mut config,
         device,
         model,
-    } = Folder::open(&args.model)?;
+    } = SavedRun::open(&args.model)?;
     model.batch_norm()?;
     let to = match args.in_place {
         true => from.clone(),

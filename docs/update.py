@@ -129,13 +129,17 @@ def quickstart():
     return "\n".join(line for line in shown if line.startswith("    "))
 
 
-def compared():
+def compared(name="compare", flags=""):
     """The command `compare` of the example and what it printed."""
-    printed = (RESULTS / "article-compare.txt").read_text().rstrip()
-    lines = ["$ cargo run --release -p mnist -- compare", *printed.splitlines(), "",
-             "written to artifacts/compare: compare.png, compare.txt, compare.json"]
+    printed = (RESULTS / f"article-{name}.txt").read_text().rstrip()
+    lines = [f"$ cargo run --release -p mnist -- compare{flags}", *printed.splitlines(), "",
+             f"written to artifacts/compare: {name}.png, {name}.txt, {name}.json"]
     indented = "\n".join(f"    {line}".rstrip() for line in lines)
-    return f"{indented}\n\n{source('article-compare.txt', 'article-compare.json')}."
+    return f"{indented}\n\n{source(f'article-{name}.txt', f'article-{name}.json')}."
+
+
+def small_batches():
+    return compared("batch-sizes", " --batch-sizes 2,4,8,32")
 
 
 def speed_picture():
@@ -160,7 +164,8 @@ def article_picture():
     ])
 
 
-BLOCKS = {"speed": speed_in_words, "table": table, "rewrite": rewrite, "quickstart": quickstart, "compare": compared}
+BLOCKS = {"speed": speed_in_words, "table": table, "rewrite": rewrite, "quickstart": quickstart, "compare": compared,
+          "batch-sizes": small_batches}
 PAGES = ["README.md", "docs/benchmarks.md", "examples/mnist/README.md"]
 PICTURES = {"docs/pictures/speed.svg": speed_picture, "docs/pictures/article.svg": article_picture}
 

@@ -1,15 +1,16 @@
-//! The command `eval`, and the test itself: one code path for `train`, `eval` and `compare`, so that
-//! they give the same numbers.
+//! The command `eval`, and the test itself: one code path for all commands, so that they give the same
+//! numbers.
 
 use anyhow::{Context, Result, anyhow};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::EvalArgs;
+use crate::cli::{EvalArgs, ModelArgs};
 use crate::config::RunConfig;
 use crate::data::{BatchLoader, CLASSES, Images, Samples, Source};
-use crate::folder::{Folder, SavedRun};
+use crate::device::{self, NamedDevice};
+use crate::folder::Folder;
 use crate::metrics::Scores;
 use crate::model::Classifier;
 
@@ -23,6 +24,34 @@ pub struct Evaluation {
     pub scores: Scores,
     /// What is taken for what: `confusion[class][prediction]` counts images.
     pub confusion: [[usize; CLASSES]; CLASSES],
+}
+
+/// A finished run, read.
+pub struct SavedRun {
+    /// Where it is.
+    pub folder: Folder,
+    /// Its settings.
+    pub config: RunConfig,
+    /// That of the training, or another that was asked for.
+    pub device: NamedDevice,
+    /// The network, for inference.
+    pub model: Classifier,
+}
+
+impl SavedRun {
+    /// The one that `args` name.
+    pub fn open(args: &ModelArgs) -> Result<Self> {
+        let folder = Folder::new(&args.model);
+        let config = folder.load_config()?;
+        let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
+        let model = folder.load_model(&config, &device.device())?;
+        Ok(Self {
+            folder,
+            config,
+            device,
+            model,
+        })
+    }
 }
 
 /// Tests a network on `images`.
@@ -121,7 +150,7 @@ pub fn run(args: &EvalArgs) -> Result<(EvalReport, RunConfig)> {
         device,
         model,
         ..
-    } = Folder::open(&args.model)?;
+    } = SavedRun::open(&args.model)?;
     let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
     let (data, images) = (source.name()?, source.load()?.test);
     let evaluation = test(&model, &config, &images, &device.device())?;

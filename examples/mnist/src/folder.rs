@@ -16,9 +16,7 @@ use burn_store::{ModuleSnapshot, SafetensorsStore};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::RUN;
-use crate::cli::ModelArgs;
 use crate::config::{PROGRAM, RunConfig};
-use crate::device::{self, NamedDevice};
 use crate::model::Classifier;
 
 /// Where `train` writes and `eval` and `predict` look unless told otherwise.
@@ -49,18 +47,6 @@ const UNFINISHED: (&str, &str) = (".mnist-", ".tmp");
 /// An output folder. It need not exist yet.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
-
-/// A finished run, read.
-pub struct SavedRun {
-    /// Where it is.
-    pub folder: Folder,
-    /// Its settings.
-    pub config: RunConfig,
-    /// That of the training, or another that was asked for.
-    pub device: NamedDevice,
-    /// The network, for inference.
-    pub model: Classifier,
-}
 
 impl Folder {
     /// The folder at `path`.
@@ -172,18 +158,9 @@ impl Folder {
         load_config(&self.file(CONFIG))
     }
 
-    /// The finished run that `args` name.
-    pub fn open(args: &ModelArgs) -> Result<SavedRun> {
-        let folder = Self::new(&args.model);
-        let config = folder.load_config()?;
-        let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
-        let model = load_record(&folder.file(MODEL), &config, &device.device())?;
-        Ok(SavedRun {
-            folder,
-            config,
-            device,
-            model,
-        })
+    /// Reads the model of a finished run.
+    pub fn load_model(&self, config: &RunConfig, device: &Device) -> Result<Classifier> {
+        load_record(&self.file(MODEL), config, device)
     }
 
     /// Writes the model in both formats.

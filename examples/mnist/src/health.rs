@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::cli::EvalArgs;
 use crate::data::{Batch, BatchLoader, Samples, Source};
-use crate::eval::EVAL_BATCH;
-use crate::folder::{Folder, HEALTH, SavedRun};
+use crate::eval::{EVAL_BATCH, SavedRun};
+use crate::folder::HEALTH;
 use crate::model::Classifier;
 use crate::plots;
 
@@ -59,7 +59,7 @@ pub fn run(args: &EvalArgs) -> Result<Report> {
         config,
         device,
         model,
-    } = Folder::open(&args.model)?;
+    } = SavedRun::open(&args.model)?;
     let layer = model.batch_norm()?;
     let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
     let (data, images) = (source.name()?, source.load()?.test);

@@ -35,7 +35,7 @@ mod compare;
 pub mod config;
 pub mod data;
 pub mod device;
-mod eval;
+pub mod eval;
 pub mod folder;
 mod health;
 pub mod history;

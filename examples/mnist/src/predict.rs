@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use crate::cli::PredictArgs;
 use crate::data::{CLASSES, fit_square};
-use crate::eval::read;
-use crate::folder::{Folder, SavedRun};
+use crate::eval::{SavedRun, read};
 use crate::report::percent;
 
 /// Bytes that an unpacked picture may take: some 20,000 x 20,000 in gray.
@@ -44,7 +43,7 @@ pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
         device,
         model,
         ..
-    } = Folder::open(&args.model)?;
+    } = SavedRun::open(&args.model)?;
     let (width, count) = (config.model.input, args.images.len());
     let mut features = Vec::with_capacity(count * width);
     for path in &args.images {

@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::cli::RecalibrateArgs;
 use crate::data::Source;
-use crate::eval;
-use crate::folder::{self, Folder, METRICS, SUMMARY, SavedRun};
+use crate::eval::{self, SavedRun};
+use crate::folder::{self, Folder, METRICS, SUMMARY};
 use crate::history::History;
 use crate::model::Classifier;
 use crate::progress::Progress;
@@ -70,7 +70,7 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         mut config,
         device,
         model,
-    } = Folder::open(&args.model)?;
+    } = SavedRun::open(&args.model)?;
     model.batch_norm()?;
     let to = match args.in_place {
         true => from.clone(),
@@ -136,14 +136,13 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
 /// Where the new network goes.
 fn new_folder(args: &RecalibrateArgs) -> Result<Folder> {
     let beside = || {
-        let model = args.model.model.canonicalize().ok()?;
-        let name = model.file_name()?.to_str()?;
-        Some(model.with_file_name(format!("{name}-recalibrated")))
+        let mut name = args.model.model.file_name()?.to_os_string();
+        name.push("-recalibrated");
+        Some(args.model.model.with_file_name(name))
     };
     let path = args.out.clone().or_else(beside);
-    Ok(Folder::new(
-        path.context("name a folder for the new network with --out")?,
-    ))
+    let path = path.context("name a folder for the new network with --out, or use --in-place")?;
+    Ok(Folder::new(path))
 }
 
 fn check_empty(folder: &Folder, model: &Folder) -> Result<()> {
@@ -161,12 +160,12 @@ pub fn text(report: &Report) -> String {
     let drift = |drift: Option<f64>| drift.unwrap_or(f64::NAN);
     let line = |name, loss, accuracy| row(name, report.test_images, Some((loss, accuracy)));
     format!(
-        "{}\nstatistics of {} training images; largest drift: mean {:.3} standard deviations, variance {:.3} times\n\
+        "{}\nstatistics of {} training images; largest drift: mean {:.3} deviations, ln variance {:.3}\n\
          {HEAD}{}{}\nwritten to {}\n",
         report.network,
         report.train_images,
         drift(report.mean_drift),
-        drift(report.variance_drift).exp(),
+        drift(report.variance_drift),
         line(
             "test before",
             report.test_loss_before,

@@ -1,26 +1,28 @@
 //! Training with Burn's `SupervisedTraining`, and the bare loop it is measured against.
 
+mod bare;
+mod patience;
+
+pub use bare::bare_loop;
+pub(crate) use patience::out_of_patience;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use burn::data::dataloader::DataLoader;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::decay::WeightDecayConfig;
-use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::{AdamConfig, ModuleOptimizer};
 use burn::tensor::Device;
-use burn::train::metric::store::EventStoreClient;
 use burn::train::{
-    EarlyStoppingStrategy, InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput,
-    TrainStep,
+    InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
 
 use crate::checkpoint::KeepLastAndBest;
 use crate::config::RunConfig;
-use crate::data::{Batch, BatchLoader, EpochClock, EpochTime, Images, Samples, split};
+use crate::data::{Batch, BatchLoader, EpochClock, Images, Samples, split};
 use crate::eval::{EVAL_BATCH, Evaluation, evaluate};
 use crate::folder::Folder;
 use crate::history::{History, HistoryLogger, SharedHistory};
@@ -29,6 +31,7 @@ use crate::model::Classifier;
 use crate::progress::{Progress, clear_below};
 use crate::quiet::catch;
 use crate::{Interrupted, note};
+use patience::Patience;
 
 impl TrainStep for Classifier {
     type Input = Batch;
@@ -289,76 +292,14 @@ fn stopped_or_failed(message: String) -> anyhow::Error {
     anyhow!("training failed: {message}")
 }
 
-/// Whether the validation loss has not improved for `patience` epochs.
-pub(crate) fn out_of_patience(history: &History, patience: usize) -> bool {
-    history
-        .best_epoch()
-        .is_some_and(|best| history.rows.len() - best >= patience)
-}
-
-/// Unlike Burn's own strategy this one keeps no state, so a resumed run counts the epochs of all
-/// its sessions.
-#[derive(Clone)]
-struct Patience {
-    epochs: usize,
-    history: SharedHistory,
-    stopped: Arc<AtomicUsize>,
-}
-
-impl EarlyStoppingStrategy for Patience {
-    fn should_stop(&mut self, epoch: usize, store: &EventStoreClient) -> bool {
-        let stop = out_of_patience(&self.history.after(epoch, store), self.epochs);
-        if stop {
-            self.stopped.store(epoch, Ordering::Relaxed);
-        }
-        stop
-    }
-}
-
-/// The same training without the Learner: batches, forward, backward, Adam and nothing else. The
-/// benchmark compares [`train`] with it. Returns the time of each epoch, measured the same way.
-pub fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> Vec<EpochTime> {
-    bare_loop_with(optimizer(), config, data, device).0
-}
-
-fn bare_loop_with(
-    mut optimizer: ModuleOptimizer,
-    config: &RunConfig,
-    data: &TrainingData,
-    device: &Device,
-) -> (Vec<EpochTime>, ModuleOptimizer) {
-    let autodiff = device.clone().autodiff();
-    let loader = data.train_loader(config, 1, &autodiff);
-    let mut model = config.model.init(config.training.seed, &autodiff);
-    let loss = CrossEntropyLossConfig::new().init(&autodiff);
-    let mut times = Vec::with_capacity(config.training.epochs);
-    for _ in 0..config.training.epochs {
-        let start = Instant::now();
-        for batch in loader.iter().flatten() {
-            let logits = model.forward(batch.inputs);
-            let grads = loss.forward(logits, batch.targets).backward();
-            let grads = GradientsParams::from_grads(grads, &model);
-            model = optimizer.step(config.training.learning_rate, model, grads);
-        }
-        // As in the timed loader: a failure here would show at any read.
-        let _ = device.sync();
-        times.push(EpochTime {
-            images: data.train_len(),
-            time: start.elapsed(),
-        });
-    }
-    (times, optimizer)
-}
-
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
     use crate::cli::NetworkArgs;
-    use crate::data::{Scale, Source};
+    use crate::data::Source;
     use crate::model::NormKind;
-    use burn_store::burn_pack::Reader;
 
-    fn config(epochs: usize, norm: NormKind) -> (RunConfig, Images) {
+    pub fn config(epochs: usize, norm: NormKind) -> (RunConfig, Images) {
         let device = crate::device::resolve("flex").expect("flex");
         let data = Source::Embedded.load().expect("embedded");
         let args = NetworkArgs {
@@ -369,47 +310,6 @@ mod tests {
             RunConfig::new(&args, norm, "embedded", &device, &data),
             data.train,
         )
-    }
-
-    /// Denormal numbers in what Adam remembers after training with `config`.
-    fn denormals(optimizer: ModuleOptimizer, config: &RunConfig, images: &Images) -> usize {
-        let data = TrainingData::new(config, images).expect("enough images");
-        let (_, optimizer) = bare_loop_with(optimizer, config, &data, &Device::flex());
-        let bytes = optimizer.into_bytes().expect("a record");
-        let tensors = Reader::from_bytes(bytes)
-            .and_then(Reader::into_tensors)
-            .expect("a record");
-        assert!(tensors.len() >= 8, "two moments of each parameter");
-        let values = tensors.into_iter().flat_map(|tensor| {
-            let bytes = tensor.into_bytes().expect("its values").to_vec();
-            let floats = bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            floats.collect::<Vec<_>>()
-        });
-        values.filter(|value| value.is_subnormal()).count()
-    }
-
-    #[test]
-    fn adams_moments_never_become_denormal() {
-        for norm in [NormKind::Batch, NormKind::None] {
-            let (config, images) = config(6, norm);
-            assert_eq!(denormals(optimizer(), &config, &images), 0, "{norm}");
-        }
-        // The test sees them where nothing is done about them.
-        let (mut config, images) = config(6, NormKind::Batch);
-        config.scale = Scale {
-            mean: 0.0,
-            deviation: 1.0,
-        };
-        let plain = AdamConfig::new().with_epsilon(1e-8).init();
-        let count = denormals(plain, &config, &images);
-        assert!(count > 500, "{count} denormals");
-        assert_eq!(
-            denormals(optimizer(), &config, &images),
-            0,
-            "with the pixels as they are"
-        );
     }
 
     #[test]
@@ -431,19 +331,5 @@ mod tests {
         );
         assert!(text.contains("smaller --lr"), "{text}");
         assert!(!folder.state("model-1.bpk").exists());
-    }
-
-    #[test]
-    fn patience_counts_from_the_best_epoch() {
-        let row = |epoch, loss| crate::history::EpochRow {
-            epoch,
-            valid_loss: Some(loss),
-            ..Default::default()
-        };
-        let history = History {
-            rows: vec![row(1, 0.5), row(2, 0.2), row(3, 0.3), row(4, 0.4)],
-        };
-        assert!(out_of_patience(&history, 2) && !out_of_patience(&history, 3));
-        assert!(!out_of_patience(&History::default(), 1));
     }
 }

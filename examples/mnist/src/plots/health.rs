@@ -9,12 +9,11 @@ use burn_batchnorm::LayerHealth;
 use super::{BLUE, GREEN, INK, ORANGE, PURPLE, Point, curves, legend, numbers, picture, range};
 use crate::health::Channels;
 
-/// Values in order of size, as far as they are numbers.
+/// Values in order of size; those that are no numbers, such as the logarithm of 0, leave a gap.
 fn sorted(values: &[f32], of: fn(f64) -> f64) -> Vec<Point> {
     let mut values: Vec<f64> = values.iter().map(|value| of(f64::from(*value))).collect();
-    values.retain(|value| value.is_finite());
     values.sort_by(f64::total_cmp);
-    let points = (1..).zip(values);
+    let points = (1..).zip(values).filter(|(_, value)| value.is_finite());
     points
         .map(|(at, value)| (f64::from(at), value, 0.0))
         .collect()
@@ -71,6 +70,12 @@ pub fn health(path: &Path, layer: &LayerHealth, channels: &Channels) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn channels_without_a_number_keep_their_place() {
+        let points = sorted(&[10.0, 0.0, 1.0], f64::log10);
+        assert_eq!(points, [(2.0, 0.0, 0.0), (3.0, 1.0, 0.0)]);
+    }
 
     #[test]
     fn draws_channels_that_are_broken_too() {

@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData, activation::relu};
 use mnist::cli::ModelArgs;
 use mnist::data::{Samples, split};
-use mnist::folder::{Folder, SavedRun};
+use mnist::eval::SavedRun;
 
 use crate::*;
 
@@ -20,7 +20,7 @@ fn open(folder: PathBuf) -> SavedRun {
         device: None,
         json: false,
     };
-    Folder::open(&args).expect("a finished run")
+    SavedRun::open(&args).expect("a finished run")
 }
 
 fn values(tensor: Tensor<1>) -> Vec<f64> {

@@ -364,3 +364,43 @@ fn one_value_per_channel_is_no_trap() {
         }
     }
 }
+
+/// Vulkan's shaders have no exponential function of f64: garbage, if it is asked for.
+#[test]
+fn curves_of_f64_are_computed_or_refused() {
+    for (name, device) in devices::all() {
+        if !device.supports_dtype(DType::F64) {
+            continue;
+        }
+        for activation in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::Tanh,
+            Activation::HardSwish,
+        ] {
+            let layer = BatchNormConfig::new(1)
+                .with_scale(false)
+                .with_shift(false)
+                .with_activation(activation)
+                .init(&device);
+            let data = TensorData::new(vec![-2.0f64, 1.0], [2, 1]);
+            let x = Tensor::<2>::from_data(data, (&device, DType::F64));
+            match layer.try_forward(x) {
+                Ok(y) => {
+                    let expected = match activation {
+                        Activation::Silu => -2.0 / (1.0 + 2.0f64.exp()),
+                        Activation::Gelu => -2.0 * 0.022_750_131_948_179_2,
+                        Activation::Tanh => (-2.0f64).tanh(),
+                        _ => -2.0 / 6.0,
+                    };
+                    let got = vector(y)[0];
+                    assert!(
+                        (got - expected).abs() < 1e-4,
+                        "{name}, {activation:?}: {got}"
+                    );
+                }
+                Err(error) => assert_eq!((name, error.name()), ("wgpu", "Unsupported")),
+            }
+        }
+    }
+}

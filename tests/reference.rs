@@ -396,6 +396,14 @@ fn activate(activation: Activation, z: f64) -> f64 {
                 slope * z
             }
         }
+        Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::HardSwish => z * (z + 3.0).clamp(0.0, 6.0) / 6.0,
+        Activation::Sigmoid => 1.0 / (1.0 + (-z).exp()),
+        Activation::Tanh => z.tanh(),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
+            z * (1.0 + inner.tanh()) / 2.0
+        }
         Activation::Relu6 => z.clamp(0.0, 6.0),
         Activation::Clamp { min, max } => z.clamp(min, max),
         _ => z,

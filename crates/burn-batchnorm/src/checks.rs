@@ -4,12 +4,12 @@
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Shape, Tensor};
 
-use crate::BatchNormError;
 #[cfg(feature = "cube")]
-use crate::backends::largest_tensor;
+use crate::backends::{has_wide_exponential, largest_tensor};
 #[cfg(feature = "cube")]
 use crate::ops::composed::compute_dtype;
 use crate::view::View;
+use crate::{Activation, BatchNormError};
 
 pub(crate) fn view(shape: &Shape, channel_axis: usize) -> Result<View, BatchNormError> {
     let rank = shape.num_dims();
@@ -76,6 +76,23 @@ pub(crate) fn supported<const D: usize>(input: Tensor<D>) -> Result<Tensor<D>, B
         });
     }
     Ok(input)
+}
+
+/// Whether an activation can be computed on the device of an input.
+pub(crate) fn computable(
+    activation: Activation,
+    dtype: DType,
+    device: &Device,
+) -> Result<(), BatchNormError> {
+    #[cfg(feature = "cube")]
+    if dtype == DType::F64 && activation.has_exponential() && !has_wide_exponential(device) {
+        return Err(BatchNormError::Unsupported {
+            dtype,
+            device: format!("{:?} with {activation:?}", device.inner()),
+        });
+    }
+    let _ = (activation, dtype, device);
+    Ok(())
 }
 
 /// Burn takes devices for equal whatever their autodiff; two strategies of gradient checkpointing meet

@@ -7,7 +7,8 @@ use burn::backend::{Dispatch, tensor::FloatTensor};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::checks::{
-    cast, float, has_kernels, is_fused, output_dtype, same_device, supported, to_device, view,
+    cast, computable, float, has_kernels, is_fused, output_dtype, same_device, supported,
+    to_device, view,
 };
 use crate::config::validate_epsilon;
 #[cfg(any(feature = "host", feature = "cube"))]
@@ -75,6 +76,7 @@ impl<const D: usize> Operands<D> {
         let computed = compute_dtype(input.dtype());
         validate_epsilon(epsilon, computed)?;
         epilogue.activation.validate()?;
+        computable(epilogue.activation, computed, &device)?;
 
         let mut autodiff = device.is_autodiff();
         let residual = match epilogue.residual {

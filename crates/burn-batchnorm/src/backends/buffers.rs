@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::RuntimeId;
 
 use crate::view::View;
 
@@ -16,6 +17,16 @@ pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
         }
         #[allow(unreachable_patterns, reason = "which devices exist is up to features")]
         _ => None,
+    }
+}
+
+/// Whether a device has the exponential function of f64. Vulkan's and WebGPU's shaders have that of f32 alone,
+/// and some drivers return garbage for the other.
+pub(crate) fn has_wide_exponential(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => device.runtime() != RuntimeId::Wgpu,
+        #[allow(unreachable_patterns, reason = "which devices exist is up to features")]
+        _ => true,
     }
 }
 

@@ -15,4 +15,4 @@ mod implement;
 mod ndarray;
 
 #[cfg(feature = "cube")]
-pub(crate) use buffers::largest_tensor;
+pub(crate) use buffers::{has_wide_exponential, largest_tensor};

@@ -57,6 +57,19 @@ impl Activation {
     }
 }
 
+impl Activation {
+    #[cfg_attr(
+        not(feature = "cube"),
+        allow(dead_code, reason = "hosts have it in every type")
+    )]
+    pub(crate) fn has_exponential(self) -> bool {
+        matches!(
+            self,
+            Self::Silu | Self::Gelu | Self::GeluTanh | Self::Sigmoid | Self::Tanh
+        )
+    }
+}
+
 /// Finite also where it is computed in f32. (An infinite bound is none: use another activation.)
 fn in_f32(value: f64) -> bool {
     (value as f32).is_finite()

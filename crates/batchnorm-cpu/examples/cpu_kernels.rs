@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example cpu_kernels -- ['[SHAPE'] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue [add-]none|relu|silu|gelu|gelu-tanh|hard-swish|sigmoid|tanh]
-//!     [--ramp | --odd-channel] [--size MAGNITUDE]
+//!     [--weights] [--ramp | --odd-channel] [--size MAGNITUDE]
 //! ```
 //!
 //! The floor of a pass is the time that a parallel copy takes to move the bytes that it must: x and y for the forward pass (2 tensors), x, dy and dx
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use batchnorm_cpu::{
     Accum, Activation, Affine, Element, Epilogue, Given, Gradients, InOut, Layout, Saved,
-    Statistics, backward, normalize, train,
+    Statistics, Weights, backward, backward_weighted, normalize, train, train_weighted,
 };
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -75,6 +75,8 @@ struct Options {
     size: f64,
     activation: Activation,
     residual: bool,
+    /// Whether a training step with weights is timed too.
+    weights: bool,
 }
 
 fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
@@ -105,6 +107,12 @@ fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
     };
     let mut saved = vec![E::Accum::from_f64(0.0); 4 * channels];
     let [mut gamma_grad, mut beta_grad] = [one(0.0), one(0.0)];
+    // Three of four positions count, in all channels alike.
+    let positions = 0..layout.samples_per_channel();
+    let weights: Vec<E::Accum> = positions
+        .map(|i| E::Accum::from_f64(if i % 4 == 3 { 0.0 } else { 1.0 }))
+        .collect();
+    let (mut weighted, mut sums) = (Vec::new(), one(0.0));
     let [mut copies, mut forwards, mut backwards, mut inferences] = [const { Vec::new() }; 4];
     let started = Instant::now();
     // A short call is repeated within a measurement, because the clock itself takes some 30 nanoseconds.
@@ -140,6 +148,26 @@ fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
             )
             .expect("valid");
         });
+        if options.weights {
+            time(&mut weighted, &mut || {
+                let weights = Weights::Shared(&weights);
+                let out = Statistics::split_mut(&mut saved, channels).expect("four vectors");
+                let y = InOut::new(&x, &mut y);
+                train_weighted(layout, y, weights, affine, 1e-5, epilogue, out, &mut sums)
+                    .expect("valid");
+                let statistics = Statistics::split(&saved, channels).expect("four vectors");
+                let out = Gradients {
+                    residual: skip_grad.as_mut().map(Into::into),
+                    gamma: Some(&mut gamma_grad),
+                    beta: Some(&mut beta_grad),
+                };
+                let dy = InOut::new(&dy, &mut dx);
+                backward_weighted(
+                    layout, &x, weights, dy, statistics, &sums, affine, epilogue, out,
+                )
+                .expect("valid");
+            });
+        }
         time(&mut inferences, &mut || {
             let statistics = Statistics::split(&saved, channels).expect("four vectors");
             let given = Given {
@@ -161,6 +189,14 @@ fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
         inference / floor_forward,
         2.0 * size_of_val(&x[..]) as f64 / copy / 1e6,
     );
+    if options.weights {
+        let (weighted, plain) = (median(weighted), forward + backward);
+        println!(
+            "{:<22} {weighted:>9.4} ms forward + backward, {:.2} times the plain ones",
+            "  weighted",
+            weighted / plain
+        );
+    }
 }
 
 fn main() {
@@ -187,6 +223,7 @@ fn main() {
             _ => Activation::None,
         },
         residual: epilogue.starts_with("add-"),
+        weights: flag("--weights"),
     };
     println!(
         "{} threads; medians in ms; x = multiple of the floor",

@@ -73,6 +73,27 @@ impl<E: Element> Default for Gradients<'_, E> {
     }
 }
 
+impl<E: Element> Gradients<'_, E> {
+    pub(crate) fn check(&self, layout: &Layout, epilogue: &Epilogue<'_, E>) -> Result<(), Error> {
+        for (name, gradient) in [("gamma_grad", &self.gamma), ("beta_grad", &self.beta)] {
+            if let Some(gradient) = gradient {
+                layout.expect_channels(name, gradient.len())?;
+            }
+        }
+        if let Some(gradient) = &self.residual {
+            layout.expect_elements("residual_grad", gradient.len())?;
+            if epilogue.residual.is_none() {
+                return Err(Error::Value {
+                    name: "residual_grad",
+                    expected: "left out where there is no residual",
+                    got: "an output".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The backward pass of [`train`](crate::train) or [`normalize`](crate::normalize), as `saved` says: the gradients of x, gamma, beta and the residual.
 ///
 /// `y_grad` is the gradient that arrives, and where that of x goes: to other memory, over the gradient ([`InOut::in_place`]), which saves the
@@ -100,21 +121,7 @@ pub fn backward<E: Element>(
     }
     affine.check(&layout)?;
     epilogue.check(&layout)?;
-    for (name, gradient) in [("gamma_grad", &out.gamma), ("beta_grad", &out.beta)] {
-        if let Some(gradient) = gradient {
-            layout.expect_channels(name, gradient.len())?;
-        }
-    }
-    if let Some(gradient) = &out.residual {
-        layout.expect_elements("residual_grad", gradient.len())?;
-        if epilogue.residual.is_none() {
-            return Err(Error::Value {
-                name: "residual_grad",
-                expected: "left out where there is no residual",
-                got: "an output".into(),
-            });
-        }
-    }
+    out.check(&layout, &epilogue)?;
     (E::compiled().backward)(Backward {
         layout,
         x,

@@ -31,7 +31,7 @@ pub enum Error {
         name: &'static str,
         /// The length that the layout asks for.
         expected: usize,
-        /// What is counted: `elements`, `channels` or `values`.
+        /// What is counted: `elements`, `channels`, `positions` or `values`.
         unit: &'static str,
         /// The length of the slice.
         got: usize,

@@ -152,7 +152,7 @@ pub fn moments<E: Element>(
     Ok(())
 }
 
-fn check_output<E: Element>(layout: &Layout, x: &InOut<'_, E>) -> Result<(), Error> {
+pub(crate) fn check_output<E: Element>(layout: &Layout, x: &InOut<'_, E>) -> Result<(), Error> {
     x.check(layout, "x", "y")?;
     if x.has_output() {
         return Ok(());

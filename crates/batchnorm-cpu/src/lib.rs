@@ -29,6 +29,7 @@
 //! | [`train`] | statistics of the batch, and `y = act((x - mean) * inv_std * gamma + beta + residual)` |
 //! | [`normalize`] | the output with given statistics: inference |
 //! | [`backward`] | the gradients of x, gamma, beta and the residual, of either |
+//! | [`train_weighted`], [`backward_weighted`] | training where positions have weights, or are left out |
 //! | [`moments`], [`affine`] | with [`normalize`], the parts of [`train`], for statistics that are masked, merged or blended, and their gradient |
 //! | [`blend`] | running statistics |
 //! | [`reserve`] | fresh memory for results |
@@ -101,6 +102,7 @@ pub mod reference;
 mod simd;
 mod statistics;
 mod tiling;
+mod weighted;
 
 pub use activation::{Activation, Epilogue};
 pub use backward::{Gradients, Saved, backward};
@@ -112,3 +114,4 @@ pub use layout::Layout;
 pub use memory::{InOut, Output, reserve};
 pub use simd::Isa;
 pub use statistics::{Affine, Given, Statistics};
+pub use weighted::{Weights, backward_weighted, train_weighted};

@@ -178,6 +178,50 @@ impl Problem {
         Used { mean, inv_std }
     }
 
+    /// Mean, biased variance and sum of weights of each channel, of positions with these weights. Those of weight 0 are left out.
+    pub fn weighted_statistics(&self, weights: &[f64]) -> [Vec<f64>; 3] {
+        let present = |i: usize, value: f64| if weights[i] == 0.0 { 0.0 } else { value };
+        let sums = self.sum(|i| weights[i]);
+        let share = |i: usize| weights[i] / sums[self.channel(i)];
+        let mean = self.sum(|i| present(i, share(i) * self.x[i]));
+        let variance = self.sum(|i| {
+            let d = self.x[i] - mean[self.channel(i)];
+            present(i, share(i) * d * d)
+        });
+        [mean, variance, sums]
+    }
+
+    /// What training with weighted positions normalizes with.
+    pub fn weighted(&self, weights: &[f64]) -> Used {
+        let [mean, variance, _] = self.weighted_statistics(weights);
+        let inv_std = |v: &f64| 1.0 / (v + self.epsilon).sqrt();
+        Used {
+            inv_std: variance.iter().map(inv_std).collect(),
+            mean,
+        }
+    }
+
+    /// The gradients, where `used` are the statistics of weighted positions. Where x is not finite and has no weight, its mean takes its place.
+    pub fn weighted_backward(&self, used: &Used, dy: &[f64], weights: &[f64]) -> Gradients {
+        let mut problem = self.clone();
+        for (i, x) in problem.x.iter_mut().enumerate() {
+            if weights[i] == 0.0 && !x.is_finite() {
+                *x = used.mean[self.channel(i)];
+            }
+        }
+        let [_, _, sums] = problem.weighted_statistics(weights);
+        let mut gradients = problem.inference_backward(used, dy);
+        for (i, dx) in gradients.x.iter_mut().enumerate() {
+            let c = self.channel(i);
+            if weights[i] > 0.0 {
+                let normalized = (problem.x[i] - used.mean[c]) * used.inv_std[c];
+                let through = gradients.beta[c] + normalized * gradients.gamma[c];
+                *dx -= self.gamma[c] * used.inv_std[c] * weights[i] / sums[c] * through;
+            }
+        }
+        gradients
+    }
+
     fn pre_activation(&self, used: &Used, i: usize) -> f64 {
         let c = self.channel(i);
         let normalized = (self.x[i] - used.mean[c]) * used.inv_std[c];
@@ -307,9 +351,15 @@ mod tests {
                 mean: vec![0.3, -0.2],
                 inv_std: vec![1.5, 0.4],
             };
+            let weights: Vec<f64> = (0..dy.len())
+                .map(|i| [0.0, 1.0, 0.3, 2.0, 1.0][i % 5])
+                .collect();
             let train = |p: &Problem| dot(p.forward(&p.batch()));
+            let weighted = |p: &Problem| dot(p.forward(&p.weighted(&weights)));
             let infer = |p: &Problem| dot(p.forward(&fixed));
-            let checks: [(&Gradients, Loss<'_>); 2] = [
+            let used = problem.weighted(&weights);
+            let checks: [(&Gradients, Loss<'_>); 3] = [
+                (&problem.weighted_backward(&used, &dy, &weights), &weighted),
                 (&problem.train_backward(&problem.batch(), &dy), &train),
                 (&problem.inference_backward(&fixed, &dy), &infer),
             ];

@@ -133,7 +133,8 @@ fn registers<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
                 }
             }
             for u in 0..U {
-                let values = kernel.step(loaded[u], &p, &mut total);
+                let weight = tile.weight::<S, K>((row + u, col), lanes);
+                let values = kernel.step(loaded[u], weight, &p, &mut total);
                 tile.store::<S, K>(at + u * stride, lanes, values, streaming);
             }
             if K::OUTPUTS == 0 {
@@ -174,7 +175,8 @@ fn partial<S: Simd, E: Element, K: Kernel<E::Accum>>(
         }
         for row in rows {
             let at = row * stride + col;
-            let values = kernel.step(tile.load::<S, K>(at, n), &p, &mut total);
+            let weight = tile.weight::<S, K>((row, col), n);
+            let values = kernel.step(tile.load::<S, K>(at, n), weight, &p, &mut total);
             tile.store::<S, K>(at, n, values, false);
         }
         if K::OUTPUTS == 0 {

@@ -7,6 +7,8 @@
 //! | [`Normalize`] | x, (residual) | mean, scale, shift | | y |
 //! | [`XGradient`] | x, dy, (residual) | mean, scale, shift, a, b, c | | x_grad, (residual_grad) |
 //!
+//! | `weighted.rs` | the same for weighted positions | | | |
+//!
 //! where `z = (x - mean) * scale + shift (+ residual)`, `y = act(z)`, `g = dy * act'(z)` and `x_grad = a * g + b * (x - mean) + c`.
 //!
 //! Residual and activation are part of a kernel's type, so that the plain ones neither load nor compute anything for them.
@@ -35,17 +37,20 @@ pub(crate) trait Kernel<A: Accum>: Copy + Send + Sync {
     const PARAMS: usize;
     /// Whether several registers at a time are faster than one after the other: not where a step calls a function.
     const UNROLLED: bool;
+    /// Whether it takes the weights of positions; zeros otherwise.
+    const WEIGHTED: bool = false;
 
     fn step<S: Simd>(
         self,
         inputs: [Reg<S, A>; INPUTS],
+        weight: Reg<S, A>,
         params: &[Reg<S, A>; PARAMS],
         sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS];
 }
 
 #[inline(always)]
-fn zero<S: Simd, A: Accum>() -> Reg<S, A> {
+pub(super) fn zero<S: Simd, A: Accum>() -> Reg<S, A> {
     A::default().splat()
 }
 
@@ -66,6 +71,7 @@ impl<A: Accum> Kernel<A> for Shifted<A> {
     fn step<S: Simd>(
         self,
         [x, ..]: [Reg<S, A>; INPUTS],
+        _weight: Reg<S, A>,
         [minus_shift, ..]: &[Reg<S, A>; PARAMS],
         [sum, squares]: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
@@ -184,6 +190,7 @@ impl<A: Accum, Act: Activate<A>, const RESIDUAL: bool> Kernel<A> for Normalize<A
     fn step<S: Simd>(
         self,
         [x, residual, _]: [Reg<S, A>; INPUTS],
+        _weight: Reg<S, A>,
         [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
@@ -209,6 +216,7 @@ impl<A: Accum, Act: Activate<A>, const RESIDUAL: bool> Kernel<A> for GradientSum
     fn step<S: Simd>(
         self,
         inputs: [Reg<S, A>; INPUTS],
+        _weight: Reg<S, A>,
         params: &[Reg<S, A>; PARAMS],
         [sum, product]: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
@@ -238,6 +246,7 @@ impl<A: Accum, Act: Activate<A>, const RESIDUAL: bool> Kernel<A> for XGradient<A
     fn step<S: Simd>(
         self,
         inputs: [Reg<S, A>; INPUTS],
+        _weight: Reg<S, A>,
         params: &[Reg<S, A>; PARAMS],
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {

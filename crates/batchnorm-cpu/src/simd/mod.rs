@@ -8,6 +8,7 @@
 //! | `lanes.rs`, `half.rs` | one register: loading, storing, converting |
 //! | `curves.rs` | the activations that are not piecewise linear, and exp |
 //! | `moments.rs` | mean and variance: the algorithm, and its prose |
+//! | `weighted.rs` | kernels for weighted positions, and where their weights lie |
 //! | `tasks.rs` | what a thread does in one go: a partial reduction, or a kernel that writes, over some channels |
 //!
 //! A task is generic over macerator's [`Simd`]. [`Isa::run`] has it compiled once per instruction set and picks one at run time. A task is many rows or
@@ -30,6 +31,7 @@ pub(crate) mod moments;
 pub(crate) mod rows;
 pub(crate) mod tasks;
 pub(crate) mod tile;
+pub(crate) mod weighted;
 
 /// The most lanes of `f32` that any register has.
 pub(crate) const MAX_LANES: usize = 16;

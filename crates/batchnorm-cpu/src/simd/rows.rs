@@ -68,7 +68,8 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
                     loaded[u] = tile.load::<S, K>(at + u * lanes, lanes);
                 }
                 for u in 0..UNROLL {
-                    let values = kernel.step(loaded[u], &splats, &mut sums[u]);
+                    let weight = tile.weight::<S, K>((row, i + u * lanes), lanes);
+                    let values = kernel.step(loaded[u], weight, &splats, &mut sums[u]);
                     tile.store::<S, K>(at + u * lanes, lanes, values, streaming);
                 }
                 i += UNROLL * lanes;
@@ -80,7 +81,8 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
             }
             while i < whole {
                 let loaded = tile.load::<S, K>(start + i, lanes);
-                let values = kernel.step(loaded, &splats, &mut sums[0]);
+                let weight = tile.weight::<S, K>((row, i), lanes);
+                let values = kernel.step(loaded, weight, &splats, &mut sums[0]);
                 tile.store::<S, K>(start + i, lanes, values, streaming);
                 // The next one is not to wait for this one's additions.
                 let [a, b, c, d] = sums;
@@ -93,7 +95,8 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
                 }
                 let loaded = tile.load::<S, K>(at, n);
                 let mut extra = [zero; 2];
-                let values = kernel.step(loaded, &splats, &mut extra);
+                let weight = tile.weight::<S, K>((row, at - start), n);
+                let values = kernel.step(loaded, weight, &splats, &mut extra);
                 tile.store::<S, K>(at, n, values, false);
                 let counted = first_lanes::<S, E::Accum>(n);
                 sums[1][0] += counted.select(extra[0], zero);

@@ -16,7 +16,9 @@ use macerator::{Scalar, Simd};
 
 use super::kernels::{INPUTS, Kernel, OUTPUTS};
 use super::lanes::{self, Reg};
+use super::weighted::WeightMap;
 use crate::memory::{InOut, Output};
+use crate::weighted::Weights;
 use crate::{Accum, Element, Layout, cache};
 
 /// A rectangle of a matrix: `rows` runs of `cols` elements that start `stride` elements apart.
@@ -32,7 +34,7 @@ pub(crate) struct Grid {
 const STREAMED_RUN_BYTES: usize = 1 << 10;
 
 /// The same rectangle of some inputs and outputs.
-pub(crate) struct Tile<'a, E> {
+pub(crate) struct Tile<'a, E: Element> {
     inputs: [*const E; INPUTS],
     outputs: [*mut E; OUTPUTS],
     /// How many of them there are.
@@ -40,6 +42,7 @@ pub(crate) struct Tile<'a, E> {
     grid: Grid,
     /// Whether the outputs are too large for the caches and better written past them.
     streaming: bool,
+    weights: Option<WeightMap<E::Accum>>,
     _memory: PhantomData<&'a mut [E]>,
 }
 
@@ -62,6 +65,7 @@ impl<'a, E: Element> Tile<'a, E> {
                 stride: cols,
             },
             streaming: false,
+            weights: None,
             _memory: PhantomData,
         }
     }
@@ -85,6 +89,17 @@ impl<'a, E: Element> Tile<'a, E> {
             self.arity.0 += 1;
         }
         self
+    }
+
+    /// Adds weights of the positions of a tensor of this `layout`, which is that of the tile. Panics unless there are as many as `check` allows.
+    pub(crate) fn weigh(mut self, layout: &Layout, weights: Weights<'a, E::Accum>) -> Self {
+        self.weights = Some(WeightMap::new(layout, weights));
+        self
+    }
+
+    /// The value of the first input at a position. Panics if there is none.
+    pub(crate) fn value(&self, row: usize, col: usize) -> f64 {
+        self.view(row..row + 1, col..col + 1).first()
     }
 
     /// Adds an output.
@@ -157,6 +172,7 @@ impl<'a, E: Element> Tile<'a, E> {
     pub(super) fn fuse_rows(mut self, fused: usize) -> Self {
         let Grid { rows, cols, stride } = self.grid;
         assert!(cols == stride);
+        self.weights = self.weights.map(|w| w.fuse_rows(fused, cols));
         self.grid = Grid {
             rows: rows / fused,
             cols: fused * cols,
@@ -180,6 +196,7 @@ impl<'a, E: Element> Tile<'a, E> {
                 stride: self.grid.stride,
             },
             streaming: self.streaming,
+            weights: self.weights.map(|w| w.part(rows.start, cols.start)),
             _memory: PhantomData,
         };
         for input in &mut part.inputs {
@@ -195,6 +212,7 @@ impl<'a, E: Element> Tile<'a, E> {
     #[inline(always)]
     pub(super) fn expect<K: Kernel<E::Accum>>(&self) {
         assert!(K::INPUTS <= self.arity.0 && K::OUTPUTS.min(1) <= self.arity.1);
+        assert!(!K::WEIGHTED || self.weights.is_some());
     }
 
     /// Whether the runs of this tile are to be written with streaming stores.
@@ -252,6 +270,24 @@ impl<'a, E: Element> Tile<'a, E> {
             loaded[i] = unsafe { lanes::load(self.inputs[i].add(at), n) };
         }
         loaded
+    }
+
+    /// Loads the weights of `n` elements from row and column `at` on, if `K` wants them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`load`](Self::load).
+    #[inline(always)]
+    pub(super) unsafe fn weight<S: Simd, K: Kernel<E::Accum>>(
+        &self,
+        at: (usize, usize),
+        n: usize,
+    ) -> Reg<S, E::Accum> {
+        match &self.weights {
+            // SAFETY: the map is that of the tile's grid, in which the caller says the positions are.
+            Some(weights) if K::WEIGHTED => unsafe { weights.load::<S>(at, n) },
+            _ => E::Accum::default().splat(),
+        }
     }
 
     /// Stores `n` lanes at position `at` of each output of `K` that the tile has.

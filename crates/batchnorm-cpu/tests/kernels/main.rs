@@ -7,3 +7,4 @@ mod numerics;
 mod places;
 mod shapes;
 mod threads;
+mod weighted;

@@ -12,7 +12,7 @@ use crate::config::RunConfig;
 use crate::data::EpochTime;
 
 /// The same training without the Learner: batches, forward, backward, Adam and nothing else. The
-/// benchmark compares [`train`] with it. Returns the time of each epoch, measured the same way.
+/// benchmark compares [`train`](super::train) with it. Returns the time of each epoch, measured the same way.
 pub fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> Vec<EpochTime> {
     bare_loop_with(optimizer(), config, data, device).0
 }

@@ -215,6 +215,20 @@ fn adapters() -> Vec<NamedDevice> {
     named.collect()
 }
 
+/// Looking for GPUs also asks for a Wayland display, whose library prints an alarming line where
+/// `XDG_RUNTIME_DIR` is not set, as on most servers. These programs open no windows.
+///
+/// # Safety
+///
+/// No other thread may run yet: this sets an environment variable.
+pub unsafe fn quiet_display_probe() {
+    const NAME: &str = "XDG_RUNTIME_DIR";
+    if cfg!(target_os = "linux") && std::env::var_os(NAME).is_none() {
+        // SAFETY: the caller's.
+        unsafe { std::env::set_var(NAME, std::env::temp_dir()) };
+    }
+}
+
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;

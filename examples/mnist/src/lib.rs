@@ -42,7 +42,7 @@ pub mod history;
 mod metrics;
 pub mod model;
 pub mod plots;
-mod predict;
+pub mod predict;
 mod progress;
 mod quiet;
 mod recalibrate;

@@ -9,7 +9,8 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    quiet_display_probe();
+    // SAFETY: nothing else runs yet.
+    unsafe { mnist::device::quiet_display_probe() };
     match mnist::execute(mnist::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -21,15 +22,5 @@ fn main() -> ExitCode {
                 1
             })
         }
-    }
-}
-
-/// Looking for GPUs also asks for a Wayland display, whose library prints an alarming line where
-/// `XDG_RUNTIME_DIR` is not set, as on most servers. This program opens no windows.
-fn quiet_display_probe() {
-    const NAME: &str = "XDG_RUNTIME_DIR";
-    if cfg!(target_os = "linux") && std::env::var_os(NAME).is_none() {
-        // SAFETY: nothing else runs yet; `main` calls this before it starts any thread.
-        unsafe { std::env::set_var(NAME, std::env::temp_dir()) };
     }
 }

@@ -65,7 +65,12 @@ pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
 
 /// An image file as `SIDE * SIDE` bytes, light on dark as the training images are: upright, gray,
 /// centred on a black square with its aspect kept, averaged to size. Transparent parts are background.
-fn load(path: &Path, invert: bool) -> Result<Vec<u8>> {
+/// `invert` is for dark on light.
+///
+/// # Errors
+///
+/// If the file cannot be read, is no PNG or JPEG, is truncated, or unpacks to more than 512 MiB.
+pub fn load(path: &Path, invert: bool) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path)?;
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
     // The decoder fills what is missing with gray.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use image::imageops::{FilterType, crop_imm, resize};
+use image::{DynamicImage, ImageDecoder, ImageReader};
 
 use crate::cli::ClassifyArgs;
 use crate::model::ResNetConfig;
@@ -21,16 +22,21 @@ const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// A picture as an input, `[1, channels, height, width]`: as torchvision prepares it for a network of
-/// three channels, as `train` does for one of a single channel.
+/// three channels, as `train` does for one of a single channel, where `invert` is for dark on light.
 ///
 /// # Errors
 ///
 /// If the file is no picture, or the network has another number of channels.
-pub fn prepared(path: &Path, config: &ResNetConfig, device: &Device) -> Result<Tensor<4>> {
-    let picture = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+pub fn prepared(
+    path: &Path,
+    invert: bool,
+    config: &ResNetConfig,
+    device: &Device,
+) -> Result<Tensor<4>> {
+    let context = || format!("cannot read {}", path.display());
     let (values, side): (Vec<f32>, u32) = match config.inputs {
         3 => {
-            let picture = picture.to_rgb8();
+            let picture = upright(path).with_context(context)?.to_rgb8();
             let (width, height) = picture.dimensions();
             let (shorter, longer) = (width.min(height), width.max(height));
             ensure!(
@@ -50,12 +56,9 @@ pub fn prepared(path: &Path, config: &ResNetConfig, device: &Device) -> Result<T
             ((0..3).flat_map(channel).collect(), SIDE)
         }
         1 => {
-            let side = mnist::data::SIDE as u32;
-            let picture = resize(&picture.to_luma8(), side, side, FilterType::Triangle);
-            let values = picture
-                .pixels()
-                .map(|pixel| crate::train::standardised(pixel.0[0]));
-            (values.collect(), side)
+            let picture = mnist::predict::load(path, invert).with_context(context)?;
+            let values = picture.into_iter().map(crate::train::standardised);
+            (values.collect(), mnist::data::SIDE as u32)
         }
         channels => anyhow::bail!(
             "expected a network for pictures of 1 or 3 channels, got one for {channels}"
@@ -65,12 +68,22 @@ pub fn prepared(path: &Path, config: &ResNetConfig, device: &Device) -> Result<T
     Ok(Tensor::from_data(TensorData::new(values, shape), device))
 }
 
+/// The picture as it was seen: phones store it as the sensor did, and how they were held beside it.
+fn upright(path: &Path) -> Result<DynamicImage> {
+    let reader = ImageReader::open(path)?.with_guessed_format()?;
+    let mut decoder = reader.into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
 /// Runs the command; returns what to print.
 pub fn run(args: &ClassifyArgs) -> Result<String> {
     let device = mnist::device::resolve(&args.device)?.device();
     let (model, config) = weights::load(&args.weights, &device)?;
     let names = names(args, &config)?;
-    let logits = model.forward(prepared(&args.image, &config, &device)?);
+    let logits = model.forward(prepared(&args.image, args.invert, &config, &device)?);
     let shares = softmax(logits, 1).into_data();
     let mut shares: Vec<(f32, &String)> = shares.iter::<f32>().zip(&names).collect();
     shares.sort_by(|left, right| right.0.total_cmp(&left.0));

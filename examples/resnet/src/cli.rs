@@ -43,6 +43,9 @@ pub struct ClassifyArgs {
     /// Names of the classes, one a line
     #[arg(long, value_name = "FILE")]
     pub classes: Option<PathBuf>,
+    /// The picture is dark on light, and the network, of one channel, was trained on light on dark
+    #[arg(long)]
+    pub invert: bool,
     /// How many classes to print
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub top: usize,

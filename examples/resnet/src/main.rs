@@ -10,6 +10,8 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // SAFETY: nothing else runs yet.
+    unsafe { mnist::device::quiet_display_probe() };
     let printed = resnet::execute(&resnet::cli::Cli::parse()).and_then(|text| {
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // `classify | head -1` closes the pipe early, which is nobody's fault.

@@ -109,7 +109,8 @@ fn a_picture_is_prepared_as_torchvision_does() {
     let device = Device::flex();
     let (model, config) =
         weights::load(&golden("resnet18-narrow.safetensors"), &device).expect("weights");
-    let picture = classify::prepared(&golden("photo.png"), &config, &device).expect("a picture");
+    let picture =
+        classify::prepared(&golden("photo.png"), false, &config, &device).expect("a picture");
     assert_close("photo", &numbers(model.forward(picture)), &logits, 1e-2);
 }
 
@@ -315,6 +316,7 @@ fn a_short_training_learns_and_its_network_classifies() {
     );
     let printed = succeed(&[
         "classify",
+        "--invert",
         boot,
         "--weights",
         weights,

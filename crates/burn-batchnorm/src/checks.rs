@@ -88,7 +88,7 @@ pub(crate) fn computable(
     if dtype == DType::F64 && activation.has_exponential() && !has_wide_exponential(device) {
         return Err(BatchNormError::Unsupported {
             dtype,
-            device: format!("{:?} with {activation:?}", device.inner()),
+            device: format!("{:?} with {activation:?}", device.clone().inner()),
         });
     }
     let _ = (activation, dtype, device);

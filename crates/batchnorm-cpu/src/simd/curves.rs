@@ -33,6 +33,11 @@
 //! that is small itself: near 0 the rounding error of `w` counts `k` times.
 //! The square of z is taken in two parts, as in fdlibm's `erfc`: what rounding takes from it would be multiplied with up to 100.
 
+#![allow(
+    clippy::excessive_precision,
+    reason = "coefficients as they were computed"
+)]
+
 use macerator::{Simd, WithSimd};
 
 use super::lanes::Reg;

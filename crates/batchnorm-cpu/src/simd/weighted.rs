@@ -165,6 +165,7 @@ impl<A: Accum> Any<A> {
         [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
     ) -> (Reg<S, A>, Reg<S, A>) {
         let centred = x - *mean;
+        #[allow(clippy::eq_op, reason = "0 but for what is not finite")]
         let finite = (centred - centred).eq(zero());
         let selected = finite.select(centred, zero());
         let centred = absent::<S, A>(weight).select(selected, centred);

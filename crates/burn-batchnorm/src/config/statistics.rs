@@ -47,8 +47,9 @@ pub enum Inference {
     },
 }
 
-/// [Batch renormalization](https://arxiv.org/abs/1702.03275): training passes see what inference will see,
-/// so that small batches, and batches whose samples depend on each other, do no harm.
+/// [Batch renormalization](https://arxiv.org/abs/1702.03275): training passes give what inference will give,
+/// for small batches, and batches whose samples depend on each other. The gradient stays that of the batch: with
+/// two or four values a channel, little of it reaches the layer below, and a [`Blend`](Statistics::Blend) does more.
 ///
 /// `y = (x_hat * r + d) * gamma + beta`, where `x_hat` is the input normalized by its batch and
 ///

@@ -184,7 +184,8 @@ impl<const D: usize> Operands<D> {
             _ => composed::train::<Dispatch>,
         };
         let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
-        let (y, moments, mean, variance) = train(x, gamma, beta, residual, old, pass, update);
+        let (y, moments, mean, variance) =
+            train(x, gamma, beta, residual, Maybe::Absent, old, pass, update);
         let moments = Tensor::<2>::from_dispatch(moments).without_autodiff();
         let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
         let running = inside.map(|_| [statistic(mean), statistic(variance)]);

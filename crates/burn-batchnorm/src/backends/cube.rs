@@ -4,7 +4,7 @@
 //! Burn's convolutions return them, rows with a pitch. Results have the memory order of the input, and
 //! go into a buffer that nobody else holds where there is one. What the kernels cannot walk over is
 //! copied once. What they cannot do on a device (its types, bindings, sizes) is composed of Burn's
-//! operations, on that device; they say so before anything is launched, and nothing here waits for it.
+//! operations, on that device, and so is training with weights; they say so before anything is launched, and nothing here waits for it.
 
 use batchnorm_cube::{
     Affine, Center, Epilogue, Error, Gradients, Launches, Operation, Target, TrainOutputs,
@@ -28,6 +28,7 @@ impl BatchNormOps for CubeBackend {
         gamma: CubeTensor,
         beta: CubeTensor,
         residual: Maybe<Self>,
+        weights: Maybe<Self>,
         running: Running<Self>,
         pass: Pass,
         update: Update,
@@ -36,9 +37,15 @@ impl BatchNormOps for CubeBackend {
         let operation = Operation::Train {
             residual: residual.is_some(),
         };
-        let Some(problem) = supported(&x, pass.view, operation) else {
+        let problem = match weights {
+            Maybe::Absent => supported(&x, pass.view, operation),
+            Maybe::Present(_) => None,
+        };
+        let Some(problem) = problem else {
             let residual = maybe(residual);
-            return composed::train::<Self>(x, gamma, beta, residual, running, pass, update);
+            return composed::train::<Self>(
+                x, gamma, beta, residual, weights, running, pass, update,
+            );
         };
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
         let statistics = rows::<4>(&gamma);
@@ -145,6 +152,7 @@ impl BatchNormOps for CubeBackend {
         gamma: CubeTensor,
         beta: CubeTensor,
         residual: Maybe<Self>,
+        weights: Maybe<Self>,
         pass: Pass,
         wanted: Wanted,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
@@ -169,10 +177,14 @@ impl BatchNormOps for CubeBackend {
                 residual: residual_given,
             },
         };
-        let Some(problem) = supported(&x, pass.view, operation) else {
+        let problem = match weights {
+            Maybe::Absent => supported(&x, pass.view, operation),
+            Maybe::Present(_) => None,
+        };
+        let Some(problem) = problem else {
             let residual = maybe(residual);
             return composed::backward::<Self>(
-                x, y_grad, moments, gamma, beta, residual, pass, wanted,
+                x, y_grad, moments, gamma, beta, residual, weights, pass, wanted,
             );
         };
         let moments = contiguous(moments);

@@ -3,7 +3,7 @@ use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 
 use super::host::{self, HostElementBase, HostTensor};
-use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
+use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
 use crate::view::View;
 

@@ -7,7 +7,7 @@
 
 use batchnorm_cpu::{
     Accum, Affine, Element, Epilogue, Error, Given, Gradients, InOut, Layout, Output, Saved,
-    Statistics, backward, blend, reserve,
+    Statistics, Weights, backward, backward_weighted, blend, reserve, train_weighted,
 };
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Element as BurnElement, Shape};
@@ -72,37 +72,45 @@ pub(super) type Four<T> = (T, T, T, T);
 pub(super) fn train<T: HostTensor>(
     x: T,
     affine: [T; 2],
-    residual: Option<T>,
+    more: [Option<T>; 2],
     running: Option<[T; 2]>,
     pass: Pass,
     update: Update,
 ) -> Four<T> {
-    with_element!(x, E => train_as::<T, E>(x, affine, residual, running, pass, update))
+    with_element!(x, E => train_as::<T, E>(x, affine, more, running, pass, update))
 }
 
 fn train_as<T: HostTensor, E: HostElement>(
     x: T,
     affine: [T; 2],
-    residual: Option<T>,
+    more: [Option<T>; 2],
     running: Option<[T; 2]>,
     pass: Pass,
     update: Update,
 ) -> Four<T> {
     let affine = affine.map(T::into_contiguous);
-    let residual = residual.map(T::into_contiguous);
+    let [residual, weights] = more.map(|tensor| tensor.map(T::into_contiguous));
     let channels = pass.view.channels;
-    let mut moments = zeros::<E>(4 * channels);
+    let rows = 4 + usize::from(weights.is_some());
+    let mut moments = zeros::<E>(rows * channels);
     let y = elementwise::<T, E>(x, |x| {
-        let out = Statistics::split_mut(&mut moments, channels)?;
-        let epilogue = epilogue(pass, residual.as_ref());
-        let layout = layout(pass.view);
-        batchnorm_cpu::train(layout, x, affine_of(&affine), pass.epsilon, epilogue, out)
+        let (moments, sums) = moments.split_at_mut(4 * channels);
+        let out = Statistics::split_mut(moments, channels)?;
+        let (epsilon, epilogue) = (pass.epsilon, epilogue(pass, residual.as_ref()));
+        let (layout, affine) = (layout(pass.view), affine_of(&affine));
+        match &weights {
+            None => batchnorm_cpu::train(layout, x, affine, epsilon, epilogue, out),
+            Some(weights) => {
+                let weights = weights_of(weights, pass.view);
+                train_weighted(layout, x, weights, affine, epsilon, epilogue, out, sums)
+            }
+        }
     });
     let (mean, variance) = match running {
         None => (affine[0].clone(), affine[1].clone()),
         Some(running) => {
             let [mean, variance] = running.map(T::into_contiguous);
-            let batch = succeed(Statistics::split(&moments[..], channels));
+            let batch = succeed(Statistics::split(&moments[..4 * channels], channels));
             let blended = |old: &T, new: &[E::Accum], add: f64| {
                 let mut out = zeros::<E>(channels);
                 succeed(blend(old.values(), new, update.keep, add, &mut out));
@@ -114,7 +122,7 @@ fn train_as<T: HostTensor, E: HostElement>(
             )
         }
     };
-    let moments = T::from_values(moments, Shape::new([4, channels]));
+    let moments = T::from_values(moments, Shape::new([rows, channels]));
     (y, moments, mean, variance)
 }
 
@@ -152,7 +160,8 @@ impl<T: HostTensor> HostMoments<T> {
         let channels = pass.view.channels;
         let (mean, mean_lo, variance) = match self {
             Self::Batch(all) => {
-                return Saved::Batch(succeed(Statistics::split(all.values(), channels)));
+                let four = &all.values()[..4 * channels];
+                return Saved::Batch(succeed(Statistics::split(four, channels)));
             }
             Self::Center(center) => {
                 let (mean, rest) = center.values().split_at(channels);
@@ -205,6 +214,7 @@ pub(super) struct Kept<T> {
     pub moments: HostMoments<T>,
     pub affine: [T; 2],
     pub residual: Option<T>,
+    pub weights: Option<T>,
 }
 
 /// The gradients of x, gamma, beta and residual.
@@ -230,6 +240,7 @@ fn gradients_as<T: HostTensor, E: HostElement>(
     let activated = pass.activation != Activation::None;
     let residual = kept.residual.filter(|_| activated);
     let residual = residual.map(T::into_contiguous);
+    let weights = kept.weights.map(T::into_contiguous);
 
     let [mut gamma_grad, mut beta_grad] = [(); 2].map(|()| zeros::<E>(pass.view.channels));
     let shape = y_grad.shape();
@@ -246,15 +257,17 @@ fn gradients_as<T: HostTensor, E: HostElement>(
     let run = |y_grad: InOut<'_, E>| {
         let epilogue = epilogue(pass, residual.as_ref());
         let (saved, affine) = (moments.saved(pass), affine_of(&affine));
-        backward(
-            layout(pass.view),
-            x.values(),
-            y_grad,
-            saved,
-            affine,
-            epilogue,
-            out,
-        )
+        let (layout, x) = (layout(pass.view), x.values());
+        match (&weights, &moments, saved) {
+            (Some(weights), HostMoments::Batch(all), Saved::Batch(statistics)) => {
+                let sums = &all.values()[4 * pass.view.channels..];
+                let weights = weights_of(weights, pass.view);
+                backward_weighted(
+                    layout, x, weights, y_grad, statistics, sums, affine, epilogue, out,
+                )
+            }
+            _ => backward(layout, x, y_grad, saved, affine, epilogue, out),
+        }
     };
     let x_grad = match wanted.input {
         true => elementwise::<T, E>(y_grad, run),
@@ -280,6 +293,14 @@ fn gradients_as<T: HostTensor, E: HostElement>(
         per_channel::<T, E>(beta_grad),
         residual_grad,
     )
+}
+
+/// Weights of shape `[outer, 1 or channels, inner]`, for the kernels.
+fn weights_of<T: HostTensor, A: HostAccum>(weights: &T, view: View) -> Weights<'_, A> {
+    match weights.shape()[1] == view.channels {
+        true => Weights::Own(weights.values()),
+        false => Weights::Shared(weights.values()),
+    }
 }
 
 fn affine_of<T: HostTensor, A: HostAccum>([gamma, beta]: &[T; 2]) -> Affine<'_, A> {

@@ -10,6 +10,12 @@ macro_rules! implement {
             }
         }
 
+        /// In the type that `like` is computed in.
+        fn computed(weights: Maybe<$backend>, like: &$tensor) -> Option<$tensor> {
+            let dtype = composed::compute_dtype(like.dtype());
+            optional(weights).map(|weights| composed::cast::<$backend>(weights, dtype))
+        }
+
         fn in_host(moments: Moments<$backend>) -> host::HostMoments<$tensor> {
             match moments {
                 Moments::Batch(moments) => host::HostMoments::Batch(moments),
@@ -24,6 +30,7 @@ macro_rules! implement {
                 gamma: $tensor,
                 beta: $tensor,
                 residual: Maybe<Self>,
+                weights: Maybe<Self>,
                 running: Running<Self>,
                 pass: Pass,
                 update: Update,
@@ -32,7 +39,8 @@ macro_rules! implement {
                     Running::Untracked => None,
                     Running::Tracked(mean, variance) => Some([mean, variance]),
                 };
-                host::train(x, [gamma, beta], optional(residual), running, pass, update)
+                let more = [optional(residual), computed(weights, &x)];
+                host::train(x, [gamma, beta], more, running, pass, update)
             }
 
             fn moments(x: $tensor, view: View) -> $tensor {
@@ -58,10 +66,12 @@ macro_rules! implement {
                 gamma: $tensor,
                 beta: $tensor,
                 residual: Maybe<Self>,
+                weights: Maybe<Self>,
                 pass: Pass,
                 wanted: Wanted,
             ) -> host::Four<$tensor> {
                 let kept = host::Kept {
+                    weights: computed(weights, &x),
                     x,
                     moments: in_host(moments),
                     affine: [gamma, beta],

@@ -4,7 +4,7 @@ use burn_ndarray::NdArrayTensor;
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::host::{self, HostElementBase, HostTensor};
-use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted};
+use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
 use crate::view::View;
 

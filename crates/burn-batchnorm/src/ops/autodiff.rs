@@ -41,6 +41,7 @@ struct Kept<B: Backend> {
     source: Source<B>,
     /// If the backward pass reads it.
     residual: Option<NodeId>,
+    weights: Maybe<B>,
     moments: Moments<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
@@ -92,6 +93,7 @@ impl<B: Backend + BatchNormOps, const N: usize> Backward<B, N> for Normalize {
                 Some(residual) => Maybe::Present(checkpointer.retrieve_node_output(residual)),
                 None => Maybe::Absent,
             },
+            kept.weights,
             kept.pass,
             wanted,
         );
@@ -121,7 +123,18 @@ struct Inputs<B: Backend> {
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
+    /// Constants.
+    weights: Maybe<B>,
     moments: Option<Moments<B>>,
+}
+
+impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Maybe<Autodiff<B, C>> {
+    fn inner(self) -> Maybe<B> {
+        match self {
+            Maybe::Present(tensor) => Maybe::Present(tensor.into_primitive()),
+            Maybe::Absent => Maybe::Absent,
+        }
+    }
 }
 
 impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
@@ -130,10 +143,8 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
             x: self.x.into_primitive(),
             gamma: self.gamma.into_primitive(),
             beta: self.beta.into_primitive(),
-            residual: match self.residual {
-                Maybe::Present(residual) => Maybe::Present(residual.into_primitive()),
-                Maybe::Absent => Maybe::Absent,
-            },
+            residual: self.residual.inner(),
+            weights: self.weights.inner(),
             moments: self.moments.map(|moments| match moments {
                 Moments::Batch(moments) => Moments::Batch(moments.into_primitive()),
                 Moments::Center(center) => Moments::Center(center.into_primitive()),
@@ -189,6 +200,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
                 drop(parents);
                 let inputs = self.inner();
                 let (gamma, beta) = (inputs.gamma.clone(), inputs.beta.clone());
+                let weights = inputs.weights.clone();
                 let (y, moments) = forward(inputs);
                 let source = match x {
                     Some(x) => Source::Input(x),
@@ -197,6 +209,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> Inputs<Autodiff<B, C>> {
                 let kept = Kept {
                     source,
                     residual,
+                    weights,
                     moments,
                     gamma,
                     beta,
@@ -247,6 +260,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         residual: Maybe<Self>,
+        weights: Maybe<Self>,
         running: Running<Self>,
         pass: Pass,
         update: Update,
@@ -267,6 +281,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
             gamma,
             beta,
             residual,
+            weights,
             moments: None,
         };
         let mut results = None;
@@ -276,10 +291,11 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
                 gamma,
                 beta,
                 residual,
+                weights,
                 ..
             } = inputs;
             let (y, moments, mean, variance) =
-                B::train(x, gamma, beta, residual, running, pass, update);
+                B::train(x, gamma, beta, residual, weights, running, pass, update);
             results = Some([moments.clone(), mean, variance]);
             (y, Moments::Batch(moments))
         });
@@ -313,6 +329,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
             gamma,
             beta,
             residual,
+            weights: Maybe::Absent,
             moments: Some(moments),
         };
         inputs.node(pass, |inputs| {
@@ -336,6 +353,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
         _gamma: FloatTensor<Self>,
         _beta: FloatTensor<Self>,
         _residual: Maybe<Self>,
+        _weights: Maybe<Self>,
         _pass: Pass,
         _wanted: Wanted,
     ) -> (

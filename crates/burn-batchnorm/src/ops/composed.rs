@@ -13,6 +13,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType, Shape, Slice};
 
 use super::activate::{self, activate};
+use super::weighed::Weighed;
 use super::{Four, Maybe, Moments, Pass, Running, Wanted};
 use crate::statistics::Update;
 use crate::view::View;
@@ -34,7 +35,7 @@ fn float_dtype(dtype: DType) -> FloatDType {
     }
 }
 
-fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     match tensor.dtype() == dtype {
         true => tensor,
         false => B::float_cast(tensor, float_dtype(dtype)),
@@ -84,7 +85,7 @@ fn spread<B: Backend>(vector: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// Sums over everything but the channels: `[1, channels, 1]`.
-fn sum<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
+pub fn sum<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
     B::float_sum_dims(tensor, &[0, 2])
 }
 
@@ -187,24 +188,37 @@ pub fn normalize<B: Backend>(
 }
 
 /// As [`BatchNormOps::train`](super::BatchNormOps::train).
+#[allow(clippy::too_many_arguments)]
 pub fn train<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
+    weights: Maybe<B>,
     running: Running<B>,
     pass: Pass,
     update: Update,
 ) -> Four<B> {
     if pass.view.is_empty() {
+        let rows = match weights {
+            Maybe::Absent => 4,
+            Maybe::Present(_) => 5,
+        };
         let (mean, variance) = match running {
             Running::Untracked => (gamma.clone(), gamma.clone()),
             Running::Tracked(mean, variance) => (mean, variance),
         };
-        let moments = zeros::<B>(&gamma, Shape::new([4, pass.view.channels]));
+        let moments = zeros::<B>(&gamma, Shape::new([rows, pass.view.channels]));
         return (x, moments, mean, variance);
     }
-    let center = moments::<B>(x.clone(), pass.view);
+    let (center, sums) = match weights {
+        Maybe::Absent => (moments::<B>(x.clone(), pass.view), None),
+        Maybe::Present(weights) => {
+            let x = wide::<B>(x.clone(), pass.view);
+            let weighed = Weighed::<B>::new(weights, pass.view, x.dtype());
+            (weighed.moments(x), Some(weighed.sums))
+        }
+    };
     let (mean, variance) = (row::<B>(&center, 0), row::<B>(&center, 2));
     let (new_mean, new_variance) = match running {
         Running::Untracked => (gamma.clone(), gamma.clone()),
@@ -219,7 +233,9 @@ pub fn train<B: Backend>(
         ),
     };
     let inv_std = inv_std::<B>(variance.clone(), pass.epsilon);
-    let all = pack::<B>(vec![mean, row::<B>(&center, 1), variance, inv_std]);
+    let mut rows = vec![mean, row::<B>(&center, 1), variance, inv_std];
+    rows.extend(sums);
+    let all = pack::<B>(rows);
     let y = normalize::<B>(x, Moments::Center(center), gamma, beta, residual, pass);
     (y, all, new_mean, new_variance)
 }
@@ -250,12 +266,22 @@ pub fn backward<B: Backend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
+    weights: Maybe<B>,
     pass: Pass,
     _wanted: Wanted,
 ) -> Four<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     let view = pass.view;
     let of_batch = matches!(moments, Moments::Batch(_));
+    let x = wide::<B>(x, view);
+    let weighed = match weights {
+        Maybe::Absent => None,
+        Maybe::Present(weights) => Some(Weighed::<B>::new(weights, view, x.dtype())),
+    };
+    let x = match (&weighed, &moments) {
+        (Some(weighed), Moments::Batch(all)) => weighed.with_mean(x, spread::<B>(row::<B>(all, 0))),
+        _ => x,
+    };
     let Normalized { xhat, z, inv_std } =
         normalized::<B>(x, moments, gamma.clone(), beta, residual, pass);
     let g = activate::gradient::<B>(z, wide::<B>(y_grad, view), pass.activation);
@@ -264,9 +290,13 @@ pub fn backward<B: Backend>(
 
     let scale = B::float_mul(spread::<B>(gamma), inv_std);
     let residual_grad = g.clone();
-    let g = match of_batch {
-        false => g,
-        true => {
+    let g = match (of_batch, weighed) {
+        (false, _) => g,
+        (true, Some(weighed)) => {
+            let through = B::float_add(B::float_mul(xhat, gamma_grad.clone()), beta_grad.clone());
+            B::float_sub(g, weighed.share(through))
+        }
+        (true, None) => {
             let n = (view.outer * view.inner) as f64;
             let share = |sum: &FloatTensor<B>| B::float_div_scalar(sum.clone(), n.into());
             let g = B::float_sub(g, share(&beta_grad));

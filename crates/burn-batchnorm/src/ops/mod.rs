@@ -13,6 +13,10 @@ mod activate;
 #[cfg(all(feature = "autodiff", any(feature = "host", feature = "cube")))]
 mod autodiff;
 pub mod composed;
+#[cfg(all(test, feature = "autodiff", feature = "flex"))]
+#[allow(deprecated, reason = "burn deprecates NdArray, this crate supports it")]
+mod tests;
+mod weighed;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType};
@@ -53,7 +57,8 @@ pub enum Running<B: Backend> {
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "cube"))]
 pub enum Moments<B: Backend> {
-    /// Those of the input itself, as [`train`](BatchNormOps::train) returned them: `[4, channels]`.
+    /// Those of the input itself, as [`train`](BatchNormOps::train) returned them: `[4, channels]`, or
+    /// `[5, channels]` of weighted positions.
     Batch(FloatTensor<B>),
     /// Given ones, as [`moments`](BatchNormOps::moments) returns them: `[3, channels]`.
     Center(FloatTensor<B>),
@@ -112,13 +117,18 @@ mod extension {
         /// Normalizes by the statistics of the batch: the output; `[4, channels]` with the mean, what
         /// rounding took from it, the biased variance and the inverse standard deviation; the running
         /// mean and variance after `update` (anything of their shape where they are untracked).
-        #[allow(clippy::type_complexity)]
+        ///
+        /// With weights, not negative and of shape `[outer, 1 or channels, inner]`, the statistics are
+        /// those of weighted positions, and the sum of the weights is a fifth row. A position of weight
+        /// 0 is left out, whatever it holds. Weights are constants.
+        #[allow(clippy::type_complexity, clippy::too_many_arguments)]
         #[fusion(meta = trained)]
         fn train(
             x: FloatTensor<Self>,
             gamma: FloatTensor<Self>,
             beta: FloatTensor<Self>,
             #[extension_type] residual: Maybe<Self>,
+            #[extension_type] weights: Maybe<Self>,
             #[extension_type] running: Running<Self>,
             pass: Pass,
             update: Update,
@@ -146,7 +156,8 @@ mod extension {
         ) -> FloatTensor<Self>;
 
         /// The gradients of [`train`](Self::train), whose statistics depend on the input, or of
-        /// [`normalize`](Self::normalize), where they are constants: for x, gamma, beta, residual.
+        /// [`normalize`](Self::normalize), where they are constants: for x, gamma, beta, residual. The
+        /// weights are those of `train`.
         #[allow(clippy::type_complexity, clippy::too_many_arguments)]
         #[fusion(meta = gradients)]
         fn backward(
@@ -156,6 +167,7 @@ mod extension {
             gamma: FloatTensor<Self>,
             beta: FloatTensor<Self>,
             #[extension_type] residual: Maybe<Self>,
+            #[extension_type] weights: Maybe<Self>,
             pass: Pass,
             wanted: Wanted,
         ) -> (
@@ -179,27 +191,33 @@ mod extension {
     // What the operations return, for Burn's fusion, which runs them later.
 
     #[cfg(feature = "cube")]
-    fn packed<const N: usize>(like: &TensorSpec, channels: usize) -> TensorSpec {
-        TensorSpec::new([N, channels].into(), compute_dtype(like.dtype))
+    fn packed(rows: usize, like: &TensorSpec, channels: usize) -> TensorSpec {
+        TensorSpec::new([rows, channels].into(), compute_dtype(like.dtype))
     }
 
     #[cfg(feature = "cube")]
+    #[allow(clippy::too_many_arguments)]
     fn trained(
         x: &TensorSpec,
         gamma: &TensorSpec,
         _beta: &TensorSpec,
         _residual: &MaybeMetadata,
+        weights: &MaybeMetadata,
         _running: &RunningMetadata,
         pass: &Pass,
         _update: &Update,
     ) -> (TensorSpec, TensorSpec, TensorSpec, TensorSpec) {
-        let moments = packed::<4>(x, pass.view.channels);
+        let rows = match weights {
+            MaybeMetadata::Absent => 4,
+            MaybeMetadata::Present(_) => 5,
+        };
+        let moments = packed(rows, x, pass.view.channels);
         (x.clone(), moments, gamma.clone(), gamma.clone())
     }
 
     #[cfg(feature = "cube")]
     fn centered(x: &TensorSpec, view: &View) -> TensorSpec {
-        packed::<3>(x, view.channels)
+        packed(3, x, view.channels)
     }
 
     #[cfg(feature = "cube")]
@@ -223,6 +241,7 @@ mod extension {
         gamma: &TensorSpec,
         beta: &TensorSpec,
         _residual: &MaybeMetadata,
+        _weights: &MaybeMetadata,
         _pass: &Pass,
         _wanted: &Wanted,
     ) -> (TensorSpec, TensorSpec, TensorSpec, TensorSpec) {

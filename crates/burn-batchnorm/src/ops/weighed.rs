@@ -1,0 +1,74 @@
+//! Weighted positions in Burn's own operations: the part of [`composed`](super::composed) that has to do
+//! with weights.
+
+use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
+use burn::tensor::{DType, Shape};
+
+use super::composed::{cast, pack, sum};
+use crate::view::View;
+
+/// Weights of positions, as wide as the input.
+pub struct Weighed<B: Backend> {
+    /// Where there is none.
+    absent: BoolTensor<B>,
+    weights: FloatTensor<B>,
+    /// `[1, channels, 1]`; at least the smallest number where they divide.
+    pub sums: FloatTensor<B>,
+    divisor: FloatTensor<B>,
+}
+
+impl<B: Backend> Weighed<B> {
+    pub fn new(weights: FloatTensor<B>, view: View, dtype: DType) -> Self {
+        let full = Shape::new([view.outer, view.channels, view.inner]);
+        let weights = B::float_expand(cast::<B>(weights, dtype), full);
+        let mask = get_or_init_device_settings::<B>(&weights.device()).bool_dtype;
+        // Not `weights <= 0`: a NaN is no weight either.
+        let present = B::float_greater_elem(weights.clone(), 0.0.into(), mask);
+        let absent = B::bool_not(present);
+        let weights = B::float_mask_fill(weights, absent.clone(), 0.0.into());
+        let sums = sum::<B>(weights.clone());
+        Self {
+            absent,
+            weights,
+            divisor: B::float_clamp_min(sums.clone(), f32::MIN_POSITIVE.into()),
+            sums,
+        }
+    }
+
+    fn without_absent(&self, tensor: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_mask_fill(tensor, self.absent.clone(), 0.0.into())
+    }
+
+    /// Mean, what rounding took from it, and variance: `[3, channels]`.
+    pub fn moments(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        let average = |tensor| {
+            let sum = sum::<B>(B::float_mul(tensor, self.weights.clone()));
+            B::float_div(sum, self.divisor.clone())
+        };
+        let x = self.without_absent(x);
+        let about = average(B::float_detach(x.clone()));
+        let centred = self.without_absent(B::float_sub(x, about.clone()));
+        let rest = average(centred.clone());
+        let centred = B::float_sub(centred, rest.clone());
+        let variance = average(B::float_mul(centred.clone(), centred));
+        let mean = B::float_add(about.clone(), rest.clone());
+        let low = B::float_sub(rest, B::float_sub(mean.clone(), about));
+        pack::<B>(vec![mean, B::float_detach(low), variance])
+    }
+
+    /// The input, with its mean where there is no weight and it is not finite.
+    pub fn with_mean(&self, x: FloatTensor<B>, mean: FloatTensor<B>) -> FloatTensor<B> {
+        let mean = B::float_expand(mean, x.shape());
+        let mask = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+        let nothing = B::float_sub(x.clone(), x.clone());
+        let lost = B::bool_not(B::float_equal_elem(nothing, 0.0.into(), mask));
+        B::float_mask_where(x, B::bool_and(lost, self.absent.clone()), mean)
+    }
+
+    /// The share of each position, by its weight, in what goes through the statistics.
+    pub fn share(&self, through: FloatTensor<B>) -> FloatTensor<B> {
+        let share = B::float_div(self.weights.clone(), self.divisor.clone());
+        self.without_absent(B::float_mul(through, share))
+    }
+}

@@ -11,7 +11,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, Tensor};
 use burn_batchnorm::{
     Averaging, BatchNorm, BatchNormConfig, Inference, Mask, NonFinite, Recalibration, Renorm,
-    RunningState, Snapshot, Statistics, Variance, hold, recalibrate,
+    RunningState, SingleValue, Snapshot, Statistics, Variance, hold, recalibrate,
 };
 
 use crate::common::{assert_close, random, vector};
@@ -678,5 +678,58 @@ fn a_reset_layer_is_as_new_but_for_its_parameters() {
                 .name(),
             "Invalid"
         );
+    }
+}
+
+/// PyTorch's `bn.eval()` takes one image, and so does a layer that is frozen by its options.
+#[test]
+fn a_layer_that_runs_by_its_statistics_takes_one_value() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        for policy in [
+            SingleValue::Error,
+            SingleValue::SkipUpdate,
+            SingleValue::UseRunning,
+        ] {
+            let layer = BatchNormConfig::new(3)
+                .with_statistics(Statistics::Running)
+                .with_update_statistics(false)
+                .with_single_value(policy)
+                .init(&device);
+            let x = batch(1, &device).narrow(0, 0, 1);
+            let expected = layer.valid().forward(x.clone().inner());
+            assert_close(
+                name,
+                &layer.forward(x).into_data(),
+                &expected.into_data(),
+                1e-6,
+            );
+        }
+    }
+}
+
+/// The weight of the second batch is half, however small the momentum: by channel, as on the host.
+#[test]
+fn debiased_averages_of_small_momenta_keep_their_digits() {
+    for (name, device) in devices::all() {
+        for momentum in [1e-8, 1e-5, 1e-3, 0.3] {
+            let device = device.clone().autodiff();
+            let config = BatchNormConfig::new(3)
+                .with_averaging(Averaging::Debiased)
+                .with_momentum(momentum);
+            let plain = config.clone().init(&device);
+            let guarded = config.with_non_finite(NonFinite::Skip).init(&device);
+            for seed in 1..4 {
+                plain.forward(batch(seed, &device) * seed as f64);
+                guarded.forward(batch(seed, &device) * seed as f64);
+            }
+            for (got, expected) in [
+                (&guarded.running_mean, &plain.running_mean),
+                (&guarded.running_var, &plain.running_var),
+            ] {
+                let (got, expected) = (got.value().into_data(), expected.value().into_data());
+                assert_close(&format!("{name}, {momentum}"), &got, &expected, 1e-5);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::{
     Activation, Averaging, BatchNorm, BatchNormConfig, BatchNormError, Bound, Ghost, GhostVariance,
-    Inference, Mask, MaskedOutput, NonFinite, Reference, Renorm, RunningState, SingleValue,
+    Inference, Mask, MaskedOutput, Memory, NonFinite, Reference, Renorm, RunningState, SingleValue,
     Statistics, Variance, With,
 };
 
@@ -125,6 +125,13 @@ fn config(draw: &mut Draw) -> BatchNormConfig {
             variance: draw.of(&[GhostVariance::Pooled, GhostVariance::Mean]),
         }),
     };
+    if matches!(
+        config.activation,
+        Activation::None | Activation::LeakyRelu(_)
+    ) && draw.one_in(3)
+    {
+        config.memory = Memory::Output;
+    }
     // One number out of its range.
     match draw.below(60) {
         0 => config.epsilon = draw.of(&[0.0, -1.0, f64::NAN, f64::INFINITY]),
@@ -586,7 +593,7 @@ fn check_all(name: &str, device: &Device, cases: u64) {
     assert!(failures.is_empty(), "{name}:\n{}", failures.join("\n\n"));
     let all = range.end - range.start;
     assert!(
-        all < 1000 || refused < all / 3,
+        all < 300 || refused < all / 3,
         "{name}: {refused} of {all} refused"
     );
 }
@@ -602,10 +609,10 @@ fn ten_thousand_configurations_agree_on_ndarray() {
     check_all("ndarray", &device, 10_000);
 }
 
-/// A tenth of them: software Vulkan takes a millisecond an operation.
+/// Some hundreds: software Vulkan compiles kernels for nearly every one of them.
 #[test]
 fn configurations_agree_on_wgpu() {
     if let Some(device) = devices::by_name("wgpu") {
-        check_all("wgpu", &device, 1_000);
+        check_all("wgpu", &device, 300);
     }
 }

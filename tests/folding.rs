@@ -9,7 +9,7 @@ use burn::nn::conv::{
 use burn::nn::{LinearConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
 use burn::tensor::{DType, Device, Tensor};
 use burn_batchnorm::fold::{self, FoldError, Folded, Next, Previous};
-use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, RunningState};
+use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, Inference, RunningState};
 use rstest::rstest;
 
 use crate::common::{assert_close, random};
@@ -378,4 +378,24 @@ fn a_nan_is_a_difference() {
     let x = Tensor::<2>::from_floats([[f32::NAN, 0.0], [1.0, 2.0]], device);
     let folded = fold::into_previous(&linear, &norm(2, device), Some(x)).expect("folds");
     assert!(folded.difference.expect("an input").is_nan());
+}
+
+/// On a device that checkpoints gradients, and where inference is not by the running statistics.
+#[test]
+fn folding_heeds_the_device_and_the_inference() {
+    let device = Device::flex().autodiff().gradient_checkpointing();
+    let conv = Conv2dConfig::new([2, 3], [3, 3]).init(&device);
+    let frozen = norm(3, &device).freeze();
+    let x = random([2, 2, 5, 5], 1, &device);
+    let folded = fold::into_previous(&conv, &frozen, Some(x)).expect("folded");
+    let difference = folded.difference.expect("an input was given");
+    assert!(difference < 1e-5, "{difference}");
+
+    for inference in [Inference::Batch, Inference::Blend { batch: 0.5 }] {
+        let norm = trained(BatchNormConfig::new(3).with_inference(inference), &device).freeze();
+        let error = fold::into_previous::<4, _>(&conv, &norm, None).expect_err("a refusal");
+        assert_eq!(error, FoldError::Inference(inference));
+        let error = burn::nn::BatchNorm::try_from(norm).expect_err("a refusal");
+        assert!(error.to_string().contains("inference"), "{error}");
+    }
 }

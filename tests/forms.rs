@@ -1,8 +1,9 @@
 //! Other forms of the layer: by domains, frozen; and what is wrong with a model.
 
 use batchnorm_tests::devices;
-use burn::module::Module;
+use burn::module::{Module, Quantizer};
 use burn::optim::{AdamConfig, GradientsParams};
+use burn::tensor::quantization::{Calibration, QuantValue};
 use burn::tensor::{Device, Tensor};
 use burn_batchnorm::{
     Activation, Averaging, BatchNorm, BatchNormConfig, DomainBatchNorm, DomainBatchNormConfig,
@@ -249,7 +250,7 @@ fn health_finds_what_is_wrong_where_it_is() {
             report
                 .layers
                 .iter()
-                .all(|layer| layer.output_gap < Some(0.05)),
+                .all(|layer| layer.output_gap.is_some_and(|gap| gap < 0.05)),
             "{name}:\n{report}"
         );
         assert_eq!(report.layers[1].path, "blocks.0", "{name}");
@@ -385,4 +386,108 @@ fn health_takes_empty_batches_and_finds_nan_in_any_channel() {
     let report = health(&layer, [bad], |layer, x| layer.forward(x));
     assert!(report.layers[0].mean_drift.expect("examined").is_nan());
     assert!(!report.is_healthy());
+}
+
+/// What `valid()` disabled for a time comes back with `train()`, whatever was made in between.
+#[test]
+fn forms_made_of_plain_layers_train_again() {
+    let training = Device::flex().autodiff();
+    let trains = |layer: &BatchNorm| {
+        let y = layer.forward(batch(1, &training));
+        let gradients = y.powi_scalar(3).sum().backward();
+        layer.num_batches_tracked.value() > 0
+            && layer.gamma.grad(&gradients).is_some()
+            && layer.beta.grad(&gradients).is_some()
+    };
+    let config = BatchNormConfig::new(3);
+    let plain = config.init(&Device::flex());
+    let own = DomainBatchNorm::from_layers(vec![plain.clone(), plain.clone()]).expect("two");
+    assert!(
+        own.train().domains.iter().all(trains),
+        "from clones on a plain device"
+    );
+
+    let shared = DomainBatchNorm::sharing(config.init(&training).valid(), 2)
+        .expect("two")
+        .train();
+    let y = shared.forward(batch(1, &training), 1).powi_scalar(3).sum();
+    let gradients = y.backward();
+    assert!(
+        shared
+            .gamma
+            .as_ref()
+            .expect("shared")
+            .grad(&gradients)
+            .is_some()
+    );
+    assert_eq!(shared.domains[1].num_batches_tracked.value(), 1);
+    let layers = shared.valid().into_layers();
+    assert!(
+        layers
+            .into_iter()
+            .map(Module::train)
+            .all(|layer| trains(&layer)),
+        "into layers"
+    );
+
+    let record = trained(&training).frozen().into_record();
+    let loaded = config.init(&Device::flex()).frozen().load_record(record);
+    assert!(trains(&loaded.thawed().train()), "thawed");
+
+    // Options that decide nothing for a domain do not stand in its way.
+    let zero = DomainBatchNormConfig::new(config.with_initial_gamma(0.0), 2).init(&training);
+    let mut domain = zero.domains[0].clone();
+    domain
+        .reconfigure(domain.config().with_momentum(0.2))
+        .expect("another option");
+}
+
+#[test]
+fn a_quantized_layer_has_its_forms_too() {
+    let device = Device::flex();
+    let mut layer = BatchNormConfig::new(32).init(&device.clone().autodiff());
+    layer.gamma = layer
+        .gamma
+        .map(|_| (random([32], 1, &device.clone().autodiff()) + 2.0).require_grad());
+    let scheme = device
+        .settings()
+        .quantization
+        .scheme
+        .with_value(QuantValue::Q8S);
+    let mut quantizer = Quantizer::new(Calibration::MinMax, scheme);
+    let quantized = layer.valid().quantize_weights(&mut quantizer);
+    let x = random([8, 32], 4, &device);
+    let expected = quantized.forward(x.clone()).into_data();
+    assert_close(
+        "frozen",
+        &quantized.clone().frozen().forward(x.clone()).into_data(),
+        &expected,
+        1e-5,
+    );
+    let domains = DomainBatchNorm::sharing(quantized, 2).expect("two");
+    assert_close(
+        "domain",
+        &domains.forward(x, 1).into_data(),
+        &expected,
+        1e-5,
+    );
+}
+
+/// One statistic that is not finite changes nothing else.
+#[test]
+fn a_frozen_form_with_a_nan_thaws_to_the_same_parameters() {
+    let device = Device::flex().autodiff();
+    let layer = trained(&device);
+    layer
+        .running_var
+        .update(Tensor::from_floats([1.0, f32::NAN, 2.0], &device));
+    let gamma = vector(layer.gamma.val());
+    let thawed = layer.frozen().thawed();
+    assert_eq!(vector(thawed.gamma.val()), gamma);
+    thawed.reset_statistics();
+    assert!(
+        vector(thawed.forward(batch(1, &device)))
+            .iter()
+            .all(|y| y.is_finite())
+    );
 }

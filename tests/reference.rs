@@ -190,7 +190,14 @@ impl Layer {
             if !training && tracking && config.inference == Inference::Running || values == 0 {
                 running
             } else if self.fewest(batch, training) == 1 {
+                let by_running = training && config.statistics == Statistics::Running;
                 match config.single_value {
+                    policy
+                        if by_running
+                            && (!config.update_statistics || policy != SingleValue::Error) =>
+                    {
+                        running
+                    }
                     SingleValue::UseRunning if tracking => running,
                     SingleValue::SkipUpdate => match config.statistics {
                         Statistics::Ghost(_) if training => (config.statistics, false),

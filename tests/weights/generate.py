@@ -93,7 +93,7 @@ def flax_nnx():
         for name in path:
             target = getattr(target, name)
         target.set_value(variable.get_value())
-    state = {".".join(path): np.asarray(v.get_value()) for path, v in nnx.state(model).flat_state()}
+    state = {".".join(map(str, path)): np.asarray(v.get_value()) for path, v in nnx.state(model).flat_state()}
     save_file(state, FOLDER / "flax_nnx.safetensors")
     return np.asarray(model(X.transpose(0, 2, 3, 1)))
 

@@ -6,8 +6,8 @@
 //! mean = sum(w x) / W        variance = sum(w (x - mean)^2) / W        both 0 where W = 0
 //! ```
 //!
-//! A position of weight 0 is left out, whatever it holds: NaN and infinity there reach nothing but its own output, which is `act((x - mean) * inv_std *
-//! gamma + beta + residual)` at every position.
+//! A position of weight 0 is left out, whatever it holds. Its output is `act((x - mean) * inv_std * gamma + beta + residual)` like all others; where x is
+//! not finite there, its mean is taken instead.
 //!
 //! **Backward.** As in `backward.rs`, with `d mean / dx_i = w_i / W` and `d var / dx_i = 2 w_i (x_i - mean) / W`, since `sum(w (x - mean)) = 0`:
 //!
@@ -15,8 +15,7 @@
 //! x_grad_i = gamma * s * (g_i - (w_i / W) * (sum(g) + xh_i * sum(g * xh)))
 //! ```
 //!
-//! where the sums go over all positions, those of weight 0 included, for they were normalized too. Where x is not finite at such a position, its
-//! mean is taken instead.
+//! where the sums go over all positions, those of weight 0 included, for they were normalized too.
 //!
 //! **Passes over memory.** The forward pass reads x twice for the statistics, about a sample's median and then about the mean that this gave, so that a
 //! mean that is large against the spread costs no digits, and a constant channel has differences of exactly 0. The second reading
@@ -27,15 +26,16 @@
 
 use std::ops::Range;
 
-use crate::activation::{Applied, Epilogue, Pieces};
+use crate::activation::Epilogue;
 use crate::backward::Gradients;
 use crate::cut::PerChannel;
 use crate::forward::{applied, check_output, set_applied, with_residual};
 use crate::memory::InOut;
-use crate::simd::kernels::{Curved, Kernel, Normalize, Nothing};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
-use crate::simd::weighted::{Any, WeightedGradientSums, WeightedSums, WeightedXGradient};
+use crate::simd::weighted::{
+    Any, WeightedGradientSums, WeightedNormalize, WeightedSums, WeightedXGradient,
+};
 use crate::statistics::{self, Affine, Statistics, check_epsilon};
 use crate::{Accum, Element, Error, Layout, driver};
 
@@ -173,19 +173,10 @@ pub(crate) struct Train<'a, E: Element> {
 
 impl<E: Element> Train<'_, E> {
     pub(crate) fn run(self) {
-        let residual = self.epilogue.residual.is_some();
-        match (applied(self.epilogue.activation), residual) {
-            (Applied::Nothing, false) => self.with(Normalize::<_, false>(Nothing)),
-            (Applied::Nothing, true) => self.with(Normalize::<_, true>(Pieces::identity())),
-            (Applied::Pieces(pieces), false) => self.with(Normalize::<_, false>(pieces)),
-            (Applied::Pieces(pieces), true) => self.with(Normalize::<_, true>(pieces)),
-            (Applied::Curve(curve), residual) => {
-                self.with(Normalize::<_, true>(Curved { curve, residual }))
-            }
-        }
-    }
-
-    fn with<K: Kernel<E::Accum>>(self, kernel: K) {
+        let kernel = WeightedNormalize(Any {
+            activation: applied(self.epilogue.activation),
+            residual: self.epilogue.residual.is_some(),
+        });
         let Self {
             layout,
             x,

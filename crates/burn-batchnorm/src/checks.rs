@@ -144,6 +144,15 @@ pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D>
     }
 }
 
+/// A plain tensor under the autodiff of a device, with its strategy of gradient checkpointing, if it has any.
+/// (`Tensor::from_inner` knows one strategy.)
+pub(crate) fn under<const D: usize>(value: Tensor<D>, device: &Device) -> Tensor<D> {
+    match device.is_autodiff() {
+        true => Tensor::zeros(value.shape(), (device, value.dtype())) + value,
+        false => value,
+    }
+}
+
 pub(crate) fn to_device(tensor: Tensor<1>, device: &Device) -> Tensor<1> {
     match &tensor.device() == device {
         true => tensor,

@@ -4,10 +4,10 @@
 //! `ours.load_record(theirs.into_record())` takes all of it.
 
 use burn::module::{Module, RunningState as BurnState};
-use burn::tensor::Tensor;
 use thiserror::Error;
 
-use crate::{Activation, BatchNorm, BatchNormConfig, RunningState};
+use crate::checks::under;
+use crate::{Activation, BatchNorm, BatchNormConfig, Inference, RunningState};
 
 /// What burn-nn's layer cannot do, and so no conversion to it can.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -45,7 +45,8 @@ impl From<burn::nn::BatchNorm> for BatchNorm {
 ///
 /// # Errors
 ///
-/// If the layer has an activation, channels elsewhere than on axis 1, or no running statistics.
+/// If the layer has an activation, channels elsewhere than on axis 1, no running statistics, or an inference
+/// by others.
 impl TryFrom<BatchNorm> for burn::nn::BatchNorm {
     type Error = ConversionError;
 
@@ -61,16 +62,14 @@ impl TryFrom<BatchNorm> for burn::nn::BatchNorm {
         if !config.running_stats {
             options.push("running_stats: false".to_string());
         }
+        if config.inference != Inference::Running {
+            options.push(format!("inference: {:?}", config.inference));
+        }
         if !options.is_empty() {
             return Err(ConversionError { options });
         }
-        let autodiff = layer.gamma.device().is_autodiff();
-        let state = |state: &RunningState| {
-            BurnState::new(match autodiff {
-                true => Tensor::from_inner(state.value()),
-                false => state.value(),
-            })
-        };
+        let device = layer.gamma.device();
+        let state = |state: &RunningState| BurnState::new(under(state.value(), &device));
         Ok(Self {
             running_mean: state(&layer.running_mean),
             running_var: state(&layer.running_var),

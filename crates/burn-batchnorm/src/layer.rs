@@ -33,7 +33,8 @@ use crate::{BatchCounter, BatchNormConfig, BatchNormError, RunningState};
 ///
 /// `gamma`, `beta`, `running_mean` and `running_var`, as burn-nn's layer and PyTorch name them, without
 /// those that the configuration switches off; where the number of batches decides something
-/// ([`Cumulative`](crate::Averaging::Cumulative), a [`Ramp`](crate::Bound::Ramp)), `num_batches_tracked` too;
+/// ([`Cumulative`](crate::Averaging::Cumulative), [`Debiased`](crate::Averaging::Debiased), a
+/// [`Ramp`](crate::Bound::Ramp)), `num_batches_tracked` too;
 /// and what [`Reference::Separate`](crate::Reference::Separate) adds. Statistics are kept in f32 at least,
 /// whatever type a record has.
 ///
@@ -175,7 +176,8 @@ impl BatchNorm {
     /// How many updates each channel has left out, shape `[channels]`: of batches that were not finite
     /// ([`NonFinite::Skip`](crate::NonFinite::Skip)) or of which a mask admitted too little.
     ///
-    /// Counted on the device since the layer was initialized or reset; not recorded, and not reset by a record.
+    /// Counted on the device since the layer was initialized or reset; not recorded. A record that
+    /// holds the number of batches resets it: what was left out is not in that.
     pub fn skipped_updates(&self) -> Tensor<1> {
         let values = self.statistics().values();
         values.skipped.unwrap_or_else(|| values.mean.zeros_like())

@@ -70,12 +70,13 @@ impl BatchNorm {
         if let Some(renorm) = &mut values.renorm {
             renorm.ids = [(); 3].map(|()| ParamId::new());
         }
-        let own = |param: &Param<Tensor<1>>| {
-            Param::initialized(ParamId::new(), param.val())
-                .set_require_grad(param.is_require_grad())
+        let parameters = [&self.gamma, &self.beta].map(renewed);
+        // `valid()` disables the flag, and remembers what it was.
+        let trains = Param::from_bool(self.training.clone().train().is_enabled());
+        let training = match self.training.is_enabled() {
+            true => trains,
+            false => trains.valid(),
         };
-        let parameters = [&self.gamma, &self.beta].map(own);
-        let training = Param::from_bool(self.training.is_enabled());
         let copy = self.copy(parameters, training, &Shared::new(values));
         let ids = [(); 3].map(|()| ParamId::new());
         let statistics = copy.statistics().shared();
@@ -103,6 +104,12 @@ impl BatchNorm {
             config: self.config.clone(),
         }
     }
+}
+
+/// The same parameter, trainable or not as it was configured, under an id of its own.
+pub(crate) fn renewed(param: &Param<Tensor<1>>) -> Param<Tensor<1>> {
+    let (_, value, mapper) = param.clone().consume();
+    Param::from_mapped_value(ParamId::new(), value.detach(), mapper)
 }
 
 fn visit<V: ModuleVisitor>(seen: bool, name: &str, visitor: &mut V, visit: impl FnOnce(&mut V)) {

@@ -158,6 +158,20 @@ impl<const D: usize> Operands<D> {
 
     /// Normalizes by the statistics of the input, which enter the running ones where there are any.
     pub(crate) fn train(self, running: Option<(&Values, Update)>) -> Trained<D> {
+        self.train_with(None, running)
+    }
+
+    /// As [`train`](Self::train), of weighted positions: moments of `[5, channels]`, of which the last row is
+    /// the sum of the weights. `[outer, 1 or channels, inner]`.
+    pub(crate) fn train_weighted(self, weights: Option<Tensor<3>>) -> Trained<D> {
+        self.train_with(weights, None)
+    }
+
+    fn train_with(
+        self,
+        weights: Option<Tensor<3>>,
+        running: Option<(&Values, Update)>,
+    ) -> Trained<D> {
         let computed = self.gamma.dtype();
         // The kernels blend in the type that they compute in.
         let inside = running.filter(|(values, _)| {
@@ -184,8 +198,12 @@ impl<const D: usize> Operands<D> {
             _ => composed::train::<Dispatch>,
         };
         let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
+        let weights = match weights {
+            Some(weights) => Maybe::Present(weights.into_dispatch()),
+            None => Maybe::Absent,
+        };
         let (y, moments, mean, variance) =
-            train(x, gamma, beta, residual, Maybe::Absent, old, pass, update);
+            train(x, gamma, beta, residual, weights, old, pass, update);
         let moments = Tensor::<2>::from_dispatch(moments).without_autodiff();
         let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
         let running = inside.map(|_| [statistic(mean), statistic(variance)]);

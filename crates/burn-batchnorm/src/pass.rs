@@ -219,7 +219,7 @@ impl BatchNorm {
         }
     }
 
-    fn kept<const D: usize>(&self, operands: Operands<D>) -> Operands<D> {
+    pub(crate) fn kept<const D: usize>(&self, operands: Operands<D>) -> Operands<D> {
         match self.config.memory {
             Memory::Input => operands,
             Memory::Output => operands.keeping_output(),
@@ -275,6 +275,14 @@ impl BatchNorm {
             _ if !training && tracking && by_running => by(Statistics::Running),
             // Nothing to take statistics of, and nothing that they would change.
             (0, _) => by(Statistics::Running),
+            // One value has no statistics that could enter, and none are asked for.
+            (1, policy)
+                if training
+                    && config.statistics == Statistics::Running
+                    && (!config.update_statistics || policy != SingleValue::Error) =>
+            {
+                by(Statistics::Running)
+            }
             (1, SingleValue::UseRunning) if tracking => by(Statistics::Running),
             (1, SingleValue::SkipUpdate) => by(batch),
             (1, SingleValue::Error | SingleValue::UseRunning) => Err(BatchNormError::SingleValue {

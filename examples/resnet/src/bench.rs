@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -182,6 +182,14 @@ pub fn timed(args: &BenchArgs) -> Result<Vec<Timed>> {
 
 /// Runs the command; returns what to print.
 pub fn run(args: &BenchArgs) -> Result<String> {
+    // The last stage has a 32nd of the pixels a side.
+    let pixels = args.size.div_ceil(32).pow(2);
+    ensure!(
+        args.batches.iter().all(|batch| batch * pixels > 1),
+        "expected batches of 2 images and more of {} pixels a side: the last stage has one pixel, and batch norm \
+         trains on several values",
+        args.size
+    );
     let rows = timed(args)?;
     if args.json {
         return Ok(serde_json::to_string_pretty(&rows)? + "\n");

@@ -103,7 +103,8 @@ pub struct BenchArgs {
         long,
         value_name = "N,N,..",
         value_delimiter = ',',
-        default_value = "1,32"
+        default_value = "1,32",
+        value_parser = at_least_one()
     )]
     pub batches: Vec<usize>,
     /// Which networks; several with commas
@@ -116,7 +117,7 @@ pub struct BenchArgs {
     )]
     pub networks: Vec<Network>,
     /// Pixels a side of an image
-    #[arg(long, value_name = "N", default_value_t = 224)]
+    #[arg(long, value_name = "N", default_value_t = 224, value_parser = at_least_one())]
     pub size: usize,
     /// Channels of the first stage
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one())]

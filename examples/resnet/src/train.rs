@@ -120,8 +120,9 @@ pub fn run(args: &TrainArgs) -> Result<String> {
     let training = device.clone().autodiff();
     let data = Source::from(args.data.as_str()).load()?;
     ensure!(
-        args.batch_size > 1,
-        "expected a batch size of 2 and more, got {}: batch norm needs several images",
+        args.batch_size > 1 && args.batch_size <= data.train.labels.len(),
+        "expected a batch size of 2 to {}, the number of images, got {}: batch norm needs several",
+        data.train.labels.len(),
         args.batch_size
     );
     std::fs::create_dir_all(&args.out)

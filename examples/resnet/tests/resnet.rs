@@ -287,7 +287,7 @@ fn what_is_wrong_is_said() {
     assert!(!Path::new(&path("out.safetensors")).exists());
     refuse(
         &["train", "--batch-size", "1"],
-        "expected a batch size of 2 and more, got 1",
+        "expected a batch size of 2 to",
     );
     refuse(&["bench", "--device", "abacus"], "unknown device `abacus`");
 }

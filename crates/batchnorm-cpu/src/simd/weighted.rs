@@ -3,17 +3,18 @@
 //! | kernel | inputs | parameters of the channel | sums | outputs |
 //! |---|---|---|---|---|
 //! | [`WeightedSums`] | x | shift | `w`, `w * (x - shift)`; with squares `w * (x - shift)`, `w * (x - shift)^2` | |
+//! | [`WeightedNormalize`] | x, residual | mean, scale, shift | | y |
 //! | [`WeightedGradientSums`] | x, dy, residual | mean, scale, shift | `g`, `g * (x - mean)` | |
 //! | [`WeightedXGradient`] | x, dy, residual | mean, scale, shift, a, b, c | | x_grad, (residual_grad) |
 //!
-//! with `x_grad = a * g + w * (b * (x - mean) + c)`. A position of weight 0 is left out by selection: whatever it holds, it adds nothing to the
-//! statistics, and where x is not finite there, the mean takes its place.
+//! with `x_grad = a * g + w * (b * (x - mean) + c)`. A position whose weight is not above 0 is left out by selection: whatever it holds, it adds
+//! nothing to the statistics, and where x is not finite there, the mean takes its place.
 
 use macerator::{Mask, Simd};
 
-use super::kernels::{Activate, INPUTS, Kernel, OUTPUTS, PARAMS, zero};
+use super::kernels::{Activate, Curved, INPUTS, Kernel, OUTPUTS, PARAMS, zero};
 use super::lanes::{self, Reg};
-use crate::activation::Applied;
+use crate::activation::{Applied, Curve};
 use crate::weighted::Weights;
 use crate::{Accum, Layout};
 
@@ -129,7 +130,8 @@ impl<A: Accum, const SQUARES: bool> Kernel<A> for WeightedSums<SQUARES> {
         [shift, ..]: &[Reg<S, A>; PARAMS],
         [first, second]: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let d = absent::<S, A>(weight).select(zero(), x - *shift);
+        let weight = present::<S, A>(weight).select(weight, zero());
+        let d = present::<S, A>(weight).select(x - *shift, zero());
         let weighted = weight * d;
         if SQUARES {
             *first += weighted;
@@ -143,8 +145,8 @@ impl<A: Accum, const SQUARES: bool> Kernel<A> for WeightedSums<SQUARES> {
 }
 
 #[inline(always)]
-fn absent<S: Simd, A: Accum>(weight: Reg<S, A>) -> Mask<S, A> {
-    weight.eq(zero())
+fn present<S: Simd, A: Accum>(weight: Reg<S, A>) -> Mask<S, A> {
+    weight.gt(zero())
 }
 
 /// Any activation, in kernels that read a residual always. They are rare enough for one kernel to do for all.
@@ -156,11 +158,11 @@ pub(crate) struct Any<A> {
 }
 
 impl<A: Accum> Any<A> {
-    /// `x - mean` and `g = dy * act'(z)`.
+    /// `x - mean`, and `z`, what the activation is applied to.
     #[inline(always)]
-    fn gradient<S: Simd>(
+    fn argument<S: Simd>(
         self,
-        [x, dy, residual]: [Reg<S, A>; INPUTS],
+        [x, residual]: [Reg<S, A>; 2],
         weight: Reg<S, A>,
         [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
     ) -> (Reg<S, A>, Reg<S, A>) {
@@ -168,21 +170,71 @@ impl<A: Accum> Any<A> {
         #[allow(clippy::eq_op, reason = "0 but for what is not finite")]
         let finite = (centred - centred).eq(zero());
         let selected = finite.select(centred, zero());
-        let centred = absent::<S, A>(weight).select(selected, centred);
-        let mut z = centred.mul_add(*scale, *shift);
-        if self.residual {
-            z += residual;
+        let centred = present::<S, A>(weight).select(centred, selected);
+        let z = centred.mul_add(*scale, *shift);
+        match self.residual {
+            true => (centred, z + residual),
+            false => (centred, z),
         }
+    }
+
+    /// `act(z)`.
+    #[inline(always)]
+    fn value<S: Simd>(self, z: Reg<S, A>) -> Reg<S, A> {
+        match self.activation {
+            Applied::Nothing => z,
+            Applied::Pieces(pieces) => pieces.value::<S>(z),
+            Applied::Curve(curve) => curved(curve).value::<S>(z),
+        }
+    }
+
+    /// `x - mean` and `g = dy * act'(z)`.
+    #[inline(always)]
+    fn gradient<S: Simd>(
+        self,
+        [x, dy, residual]: [Reg<S, A>; INPUTS],
+        weight: Reg<S, A>,
+        params: &[Reg<S, A>; PARAMS],
+    ) -> (Reg<S, A>, Reg<S, A>) {
+        let (centred, z) = self.argument::<S>([x, residual], weight, params);
         let g = match self.activation {
             Applied::Nothing => dy,
             Applied::Pieces(pieces) => pieces.gradient::<S>(z, dy),
-            Applied::Curve(curve) => super::kernels::Curved {
-                curve,
-                residual: false,
-            }
-            .gradient(z, dy),
+            Applied::Curve(curve) => curved(curve).gradient::<S>(z, dy),
         };
         (centred, g)
+    }
+}
+
+/// Without a residual: it is in the argument already.
+fn curved(curve: Curve) -> Curved {
+    Curved {
+        curve,
+        residual: false,
+    }
+}
+
+/// The output.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightedNormalize<A>(pub Any<A>);
+
+impl<A: Accum> Kernel<A> for WeightedNormalize<A> {
+    const INPUTS: usize = 2;
+    const OUTPUTS: usize = 1;
+    const PARAMS: usize = 3;
+    const UNROLLED: bool = false;
+    const WEIGHTED: bool = true;
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        [x, residual, _]: [Reg<S, A>; INPUTS],
+        weight: Reg<S, A>,
+        params: &[Reg<S, A>; PARAMS],
+        _sums: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        let (_, z) = self.0.argument::<S>([x, residual], weight, params);
+        [self.0.value::<S>(z), zero()]
     }
 }
 
@@ -234,7 +286,7 @@ impl<A: Accum> Kernel<A> for WeightedXGradient<A> {
         let (centred, g) = self.0.gradient::<S>(inputs, weight, params);
         let [_, _, _, a, b, c] = *params;
         let through = centred.mul_add(b, c) * weight;
-        let through = absent::<S, A>(weight).select(zero(), through);
+        let through = present::<S, A>(weight).select(through, zero());
         [g.mul_add(a, through), g]
     }
 }

@@ -37,8 +37,8 @@ impl<E: Tested> Weighted<E> {
             .collect();
         let weights: Vec<E::Accum> = narrow(&weights);
         let full = full(layout, &wide(&weights), own);
-        for i in 0..layout.elements() {
-            if full[i] == 0.0 && !missing.is_nan() || full[i] == 0.0 && i % 3 != 0 {
+        for (i, weight) in full.iter().enumerate() {
+            if *weight == 0.0 && (!missing.is_nan() || i % 3 != 0) {
                 case.x[i] = narrow(&[missing])[0];
                 case.problem.x[i] = missing;
             }

@@ -295,7 +295,8 @@ impl BatchNormConfig {
         }
         let undone = match self.activation {
             Activation::None => true,
-            Activation::LeakyRelu(slope) => slope as f32 > 0.0,
+            // Whose inverse is finite too.
+            Activation::LeakyRelu(slope) => slope >= 1e-30,
             _ => false,
         };
         if self.memory == Memory::Output && !undone {

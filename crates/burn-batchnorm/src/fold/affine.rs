@@ -2,9 +2,9 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::FoldError;
-use crate::checks::{cast, float, same_device};
+use crate::checks::{cast, float, same_device, under};
 use crate::ops::composed::compute_dtype;
-use crate::{BatchNorm, BatchNormError};
+use crate::{BatchNorm, BatchNormError, Inference};
 
 /// What batch norm is in inference: `y = x * scale + shift` per channel, tensors of shape `[channels]`, at
 /// least f32, not tracked by autodiff.
@@ -29,6 +29,9 @@ impl Affine {
         let config = norm.config();
         if !config.running_stats {
             return Err(FoldError::NoStatistics);
+        }
+        if config.inference != Inference::Running {
+            return Err(FoldError::Inference(config.inference));
         }
         if norm.training.is_enabled() && norm.gamma.device().is_autodiff() {
             return Err(FoldError::Training);
@@ -99,8 +102,9 @@ pub(super) fn parameter<const D: usize>(
         DType::QFloat(_) => value,
         dtype => cast(value, dtype),
     };
-    Param::from_tensor(match device.is_autodiff() {
-        true => Tensor::from_inner(value),
-        false => value,
+    Param::from_tensor(match dtype {
+        // Burn has no sums of quantized values.
+        DType::QFloat(_) if device.is_autodiff() => Tensor::from_inner(value),
+        _ => under(value, device),
     })
 }

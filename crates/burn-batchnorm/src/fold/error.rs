@@ -1,6 +1,6 @@
 use thiserror::Error;
 
-use crate::{Activation, BatchNormError};
+use crate::{Activation, BatchNormError, Inference};
 
 /// Why a batch norm is not folded. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -18,6 +18,15 @@ pub enum FoldError {
          Use one with `running_stats`."
     )]
     NoStatistics,
+    /// Inference too depends on the batch.
+    #[error(
+        "a batch norm whose inference is by {0:?} cannot be folded: its output depends on the batch. Set \
+         `inference` to `Running` first."
+    )]
+    Inference(
+        /// What the batch norm is configured to.
+        Inference,
+    ),
     /// Something that is not linear stands between the two layers.
     #[error(
         "a batch norm with the activation {0:?} cannot be folded into what follows it: fold it into the \

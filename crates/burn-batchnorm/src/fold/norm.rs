@@ -28,12 +28,13 @@ pub fn into_norm<const D: usize>(
         return Err(FoldError::Activation(config.activation));
     }
     let channels = config.num_features;
-    let axis = match config.channel_axis {
-        axis if axis < 0 => axis + D as isize,
-        axis => axis,
+    let shape = match &input {
+        Some(input) => input.shape().to_vec(),
+        None => vec![channels; D],
     };
+    let axis = first.channel_axis(&shape).map_err(FoldError::from)?;
     let (device, dtype) = (first.gamma.device(), first.gamma.dtype());
-    let affine = |norm| Affine::new(norm, channels, axis as usize, D, (&device, dtype));
+    let affine = |norm| Affine::new(norm, channels, axis, D, (&device, dtype));
     affine(first)?;
     let Affine { scale, shift } = affine(second)?;
     let wide = scale.dtype();

@@ -80,7 +80,7 @@ impl<B: Backend + BatchNormOps, const N: usize> Backward<B, N> for Normalize {
             (Source::Output(y), Moments::Batch(moments)) => {
                 centred_of_output::<B>(y, moments, kept.gamma.clone(), kept.beta.clone(), kept.pass)
             }
-            (Source::Output(y), moments) => (y, moments.clone()),
+            (Source::Output(_), _) => unreachable!("only `train` works from its output"),
             (Source::Input(x), moments) => (checkpointer.retrieve_node_output(x), moments.clone()),
         };
         let (x_grad, gamma_grad, beta_grad, residual_grad) = B::backward(

@@ -4,6 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::checks::float;
+use crate::module::renewed;
 use crate::operands::Parameter;
 use crate::pass::With;
 use crate::{BatchNorm, BatchNormConfig, BatchNormError};
@@ -99,8 +101,9 @@ impl DomainBatchNorm {
             let mut one = layer.copied();
             (one.config.scale, one.config.shift) = (false, false);
             let constant = |value| Param::from_tensor(value).set_require_grad(false);
-            one.gamma = constant(layer.gamma.val().detach().ones_like());
-            one.beta = constant(layer.beta.val().detach().zeros_like());
+            (one.config.initial_gamma, one.config.initial_beta) = (1.0, 0.0);
+            one.gamma = constant(float(layer.gamma.val().detach()).ones_like());
+            one.beta = constant(float(layer.beta.val().detach()).zeros_like());
             one
         };
         Ok(Self {
@@ -156,16 +159,13 @@ impl DomainBatchNorm {
             beta,
             domains,
         } = self;
-        let own = |param: &Param<Tensor<1>>| {
-            Param::from_tensor(param.val().detach()).set_require_grad(param.is_require_grad())
-        };
         let own = |mut layer: BatchNorm| {
             if let Some(gamma) = &gamma {
-                layer.gamma = own(gamma);
+                layer.gamma = renewed(gamma);
                 layer.config.scale = true;
             }
             if let Some(beta) = &beta {
-                layer.beta = own(beta);
+                layer.beta = renewed(beta);
                 layer.config.shift = true;
             }
             layer

@@ -3,7 +3,7 @@
 use burn::module::{Content, Module, ModuleDisplay, Param};
 use burn::tensor::Tensor;
 
-use crate::checks::cast;
+use crate::checks::{cast, float, output_dtype, under};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::statistics::{Values, like, stored};
 use crate::{BatchNorm, BatchNormError};
@@ -47,7 +47,7 @@ impl BatchNorm {
     pub fn frozen(self) -> FrozenBatchNorm {
         let [scale, shift] = self.affine();
         let constant = |value| {
-            let value = beside(value, &self.gamma.val());
+            let value = under(value, &self.gamma.device());
             Param::from_tensor(value).set_require_grad(false)
         };
         FrozenBatchNorm {
@@ -161,32 +161,34 @@ impl FrozenBatchNorm {
         let made = layer.affine();
         let [scale, shift] =
             [&self.scale, &self.shift].map(|param| like(&stored(param.val()), &made[0]));
-        // Another device may round otherwise.
-        let same =
-            |a: &Tensor<1>, b: &Tensor<1>| a.clone().all_close(b.clone(), Some(1e-6), Some(1e-12));
-        if same(&scale, &made[0]) && same(&shift, &made[1]) {
+        let Values { mean, variance, .. } = layer.statistics().values();
+        let stddev = like(&(variance + layer.epsilon).sqrt(), &made[0]);
+        let mean = like(&mean, &made[0]);
+        // Channel by channel, where it is not what the layer makes of it. Another device may round otherwise.
+        let changed = |now: &Tensor<1>, made: &Tensor<1>| {
+            let close = now.clone().is_close(made.clone(), Some(1e-6), Some(1e-12));
+            let both = now.clone().is_nan().bool_and(made.clone().is_nan());
+            close.bool_or(both).bool_not()
+        };
+        let changed = changed(&scale, &made[0]).bool_or(changed(&shift, &made[1]));
+        if !changed.clone().any().into_scalar::<bool>() {
             return layer;
         }
-        let Values { mean, variance, .. } = layer.statistics().values();
-        let stddev = (variance + layer.epsilon).sqrt();
         let put = |param: Param<Tensor<1>>, value: Tensor<1>| {
-            let learned = param.is_require_grad();
-            param
-                .map(|old| beside(cast(value, old.dtype()), &old))
-                .set_require_grad(learned)
+            param.map(|old| {
+                let learned = old.is_require_grad();
+                let plain = cast(float(old.clone().without_autodiff()), value.dtype());
+                let new = cast(
+                    plain.mask_where(changed.clone(), value),
+                    output_dtype(old.dtype()),
+                );
+                under(new, &old.device()).set_require_grad(learned)
+            })
         };
-        layer.gamma = put(layer.gamma, like(&scale, &stddev) * stddev);
-        layer.beta = put(
-            layer.beta,
-            like(&shift, &mean) + mean.clone() * like(&scale, &mean),
-        );
+        layer.gamma = put(layer.gamma, scale.clone() * stddev);
+        layer.beta = put(layer.beta, shift + mean * scale);
         layer.config.scale = true;
         layer.config.shift = true;
         layer
     }
-}
-
-/// A plain tensor under the autodiff of another, with its strategy of gradient checkpointing, if it has any.
-fn beside(value: Tensor<1>, other: &Tensor<1>) -> Tensor<1> {
-    cast(other.zeros_like(), value.dtype()) + value
 }

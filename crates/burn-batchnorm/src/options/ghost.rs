@@ -75,23 +75,13 @@ pub(crate) fn normalize<const D: usize>(
     let weights = weights.map(|weights| fill(weights).reshape([rounds, groups * channels, inner]));
 
     let split_operands = operands.ghosts(split, groups);
-    let (output, moments, weight) = match weights {
-        None => {
-            let trained = split_operands.train(None);
-            (trained.output, trained.moments, None)
-        }
-        Some(weights) => {
-            let center = split_operands.moments(Some(weights.clone()));
-            let seen = Observation::of_center(center.clone().detach(), 0, true);
-            let [mean, _] = rows(seen.moments.clone());
-            let operands = super::mask::sane(split_operands, Some(&weights), &mean);
-            (
-                operands.normalize_by_center(center),
-                seen.moments,
-                seen.weight,
-            )
-        }
-    };
+    let weighted = weights.is_some();
+    let trained = split_operands.train_weighted(weights);
+    let (output, moments) = (trained.output, trained.moments);
+    let weight = weighted.then(|| {
+        let [_, split] = moments.dims();
+        moments.clone().slice([4..5, 0..split]).reshape([split])
+    });
     let seen = observe(
         ghost.variance,
         moments,

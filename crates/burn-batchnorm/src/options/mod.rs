@@ -41,9 +41,15 @@ pub(crate) fn run<const D: usize>(
             let (output, seen) = ghost::normalize(operands, weights.clone(), ghost);
             (output, Some(seen))
         }
-        Statistics::Batch if weights.is_none() => {
+        Statistics::Batch if weights.is_some() => {
             let values = operands.values();
-            let trained = operands.train(None);
+            let trained = operands.train_weighted(weights.clone());
+            let seen = Observation::of_weighted_batch(trained.moments, values);
+            (trained.output, Some(seen))
+        }
+        Statistics::Batch => {
+            let values = operands.values();
+            let trained = layer.kept(operands).train(None);
             (
                 trained.output,
                 Some(Observation::of_batch(trained.moments, values)),

@@ -63,11 +63,15 @@ impl Amount {
         }
     }
 
-    /// A statistic times it.
+    /// A statistic times it: nothing of a NaN where it is 0 by channel.
     pub(crate) fn of(&self, statistic: &Tensor<1>) -> Tensor<1> {
         match self {
             Self::Same(same) => statistic.clone() * *same,
-            Self::Each(each) => statistic.clone() * like(each, statistic),
+            Self::Each(each) => {
+                let each = like(each, statistic);
+                let nothing = each.clone().equal_elem(0.0);
+                (statistic.clone() * each).mask_fill(nothing, 0.0)
+            }
         }
     }
 }

@@ -221,7 +221,7 @@ impl Fields<'_> {
             None => {
                 let statistics = self.values();
                 Begun {
-                    update: rule.update(statistics.batches, values),
+                    update: rule.update(statistics.batches, values as f64),
                     values: statistics,
                     version: 0,
                 }
@@ -244,14 +244,20 @@ impl Fields<'_> {
 
     /// As a new layer's.
     pub(crate) fn reset(&self) {
-        self.mean.update(self.mean.value().zeros_like());
-        self.variance.update(self.variance.value().ones_like());
-        self.counter.shared.change(|values| {
-            values.batches = 0;
-            values.skipped = None;
-            let fresh = |renorm: &Renormed| Renormed::fresh(renorm.ids, &renorm.renorm_mean);
-            values.renorm = values.renorm.as_ref().map(fresh);
-        });
+        let fresh = |values: &Values| Values {
+            renorm: values
+                .renorm
+                .as_ref()
+                .map(|renorm| Renormed::fresh(renorm.ids, &renorm.renorm_mean)),
+            ..Values::fresh(values.mean.zeros_like(), values.variance.ones_like())
+        };
+        if let Some(shared) = self.joined() {
+            return shared.change(|values| *values = fresh(values));
+        }
+        let new = fresh(&self.values());
+        self.mean.update(new.mean.clone());
+        self.variance.update(new.variance.clone());
+        self.counter.shared.change(|values| *values = new);
     }
 
     pub(crate) fn enter(&self, rule: &Rule, batch: &Observation) {

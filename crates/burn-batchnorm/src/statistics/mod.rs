@@ -152,7 +152,7 @@ impl Shared {
     pub(crate) fn begin(&self, rule: &Rule, values: usize) -> Begun {
         let state = self.settled();
         Begun {
-            update: rule.update(state.values().batches, values),
+            update: rule.update(state.values().batches, values as f64),
             values: state.values().clone(),
             version: state.version,
         }

@@ -17,6 +17,19 @@ impl Observation {
         }
     }
 
+    /// The same of weighted positions, whose fifth row is the sum of the weights.
+    pub(crate) fn of_weighted_batch(moments: Tensor<2>, values: usize) -> Self {
+        let [_, channels] = moments.dims();
+        let weight = moments
+            .clone()
+            .slice([4..5, 0..channels])
+            .reshape([channels]);
+        Self {
+            weight: Some(weight),
+            ..Self::of_batch(moments, values)
+        }
+    }
+
     /// Of a center, whose fourth row is the sum of the weights where it is `weighted`.
     pub(crate) fn of_center(center: Tensor<2>, values: usize, weighted: bool) -> Self {
         let center = center.without_autodiff();

@@ -64,7 +64,7 @@ pub(crate) struct Taken {
 
 impl Rule {
     /// The update that enters a batch of `values` per channel into statistics of `batches` earlier ones.
-    pub(crate) fn update(&self, batches: u64, values: usize) -> Update {
+    pub(crate) fn update(&self, batches: u64, values: f64) -> Update {
         let add = match self.averaging {
             Averaging::Exponential => self.momentum,
             Averaging::Cumulative => 1.0 / (batches as f64 + 1.0),
@@ -80,7 +80,7 @@ impl Rule {
         Update {
             keep: 1.0 - add,
             add_mean: add,
-            add_variance: add * self.correction(values as f64),
+            add_variance: add * self.correction(values),
         }
     }
 
@@ -122,7 +122,7 @@ impl Rule {
         let by_channel =
             batch.weight.is_some() || old.skipped.is_some() || self.non_finite == NonFinite::Skip;
         if !by_channel && self.renorm.is_none() {
-            let n = batch.values / batch.ghosts.unwrap_or(1);
+            let n = batch.values as f64 / batch.ghosts.unwrap_or(1) as f64;
             let update = self.update(old.batches, n);
             let Update {
                 keep,
@@ -218,10 +218,16 @@ impl Rule {
                 let count = skipped.clone().neg() + (batches as f64 + 1.0);
                 let add = match averaging {
                     Averaging::Debiased => {
-                        // In f32: Vulkan has no exponential function of f64.
-                        let exponent = cast(count.clone(), DType::F32) * (1.0 - self.momentum).ln();
-                        let kept = cast(exponent.exp(), count.dtype());
-                        let add = (kept.neg() + 1.0).recip() * self.momentum;
+                        // 1 - exp(e), in f32: Vulkan has no exponential function of f64. By its series where
+                        // the difference would cancel.
+                        let e = cast(count.clone(), DType::F32) * (1.0 - self.momentum).ln();
+                        let series = e.clone() / 4.0 + 1.0;
+                        let series = e.clone() / 3.0 * series + 1.0;
+                        let series = e.clone() / 2.0 * series + 1.0;
+                        let series = e.clone().neg() * series;
+                        let small = e.clone().greater_elem(-0.1);
+                        let replaced = (e.exp().neg() + 1.0).mask_where(small, series);
+                        let add = cast(replaced, count.dtype()).recip() * self.momentum;
                         // Exactly, for what must replace even a NaN.
                         add.mask_fill(count.equal_elem(1.0), 1.0)
                     }

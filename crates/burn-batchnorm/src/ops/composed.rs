@@ -211,12 +211,17 @@ pub fn train<B: Backend>(
         let moments = zeros::<B>(&gamma, Shape::new([rows, pass.view.channels]));
         return (x, moments, mean, variance);
     }
-    let (center, sums) = match weights {
-        Maybe::Absent => (moments::<B>(x.clone(), pass.view), None),
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let (center, sums, x) = match weights {
+        Maybe::Absent => (moments::<B>(x.clone(), pass.view), None, x),
         Maybe::Present(weights) => {
-            let x = wide::<B>(x.clone(), pass.view);
+            let x = wide::<B>(x, pass.view);
             let weighed = Weighed::<B>::new(weights, pass.view, x.dtype());
-            (weighed.moments(x), Some(weighed.sums))
+            let center = weighed.moments(x.clone());
+            let mean = B::float_detach(spread::<B>(row::<B>(&center, 0)));
+            let x = weighed.with_mean(x, mean);
+            let x = cast::<B>(B::float_reshape(x, shape), dtype);
+            (center, Some(weighed.sums), x)
         }
     };
     let (mean, variance) = (row::<B>(&center, 0), row::<B>(&center, 2));

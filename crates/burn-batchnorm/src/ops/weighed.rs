@@ -61,8 +61,11 @@ impl<B: Backend> Weighed<B> {
     pub fn with_mean(&self, x: FloatTensor<B>, mean: FloatTensor<B>) -> FloatTensor<B> {
         let mean = B::float_expand(mean, x.shape());
         let mask = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-        let nothing = B::float_sub(x.clone(), x.clone());
-        let lost = B::bool_not(B::float_equal_elem(nothing, 0.0.into(), mask));
+        // Not `x - x == 0`, which a shader's compiler takes for true.
+        let lost = B::bool_or(
+            B::float_is_nan(x.clone(), mask),
+            B::float_is_inf(x.clone(), mask),
+        );
         B::float_mask_where(x, B::bool_and(lost, self.absent.clone()), mean)
     }
 

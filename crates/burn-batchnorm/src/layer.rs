@@ -97,7 +97,7 @@ impl BatchNormConfig {
         let mean = stored(Tensor::zeros(shape, device));
         let new_ids = || [(); 3].map(|()| ParamId::new());
         let separate = self.statistics.separate();
-        let renorm = separate.map(|_| Renormed::fresh(new_ids(), &mean));
+        let renorm = separate.map(|_| Box::new(Renormed::fresh(new_ids(), &mean)));
         let variance = stored(Tensor::ones(shape, device));
         let running = Shared::new(Values {
             renorm,

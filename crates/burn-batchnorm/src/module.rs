@@ -256,10 +256,10 @@ impl Module for BatchNorm {
         let renorm = values.renorm.clone().map(|renorm| {
             let ids = renorm.ids;
             let mut tensors = renorm.tensors().into_iter();
-            Renormed::of(std::array::from_fn(|at| {
+            Box::new(Renormed::of(std::array::from_fn(|at| {
                 let tensor = tensors.next().expect("three");
                 map(true, RENORM[at], mapper, (ids[at], tensor), map_statistic)
-            }))
+            })))
         });
         statistics.replace(Values {
             mean,

@@ -32,8 +32,8 @@ use crate::view::View;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Mask {
-    /// Flat.
-    weights: Tensor<1>,
+    /// Flat. (A tensor is large, and most passes have no mask.)
+    weights: Box<Tensor<1>>,
     shape: Vec<usize>,
 }
 
@@ -57,7 +57,10 @@ impl Mask {
             0 => Tensor::zeros([0], &weights.device()),
             length => weights.reshape([length]),
         };
-        Self { weights, shape }
+        Self {
+            weights: Box::new(weights),
+            shape,
+        }
     }
 
     /// Admits the first `lengths[n]` of the `longest` steps of sequence `n`: a mask of shape
@@ -85,7 +88,7 @@ impl Mask {
             inner,
         } = view;
         same_device("mask", &self.weights.device(), device)?;
-        let flat = self.weights.clone();
+        let flat = self.weights.as_ref().clone();
         let mut single = shape.to_vec();
         single[axis] = 1;
         let mut positions = shape.to_vec();

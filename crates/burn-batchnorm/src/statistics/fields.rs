@@ -248,7 +248,7 @@ impl Fields<'_> {
             renorm: values
                 .renorm
                 .as_ref()
-                .map(|renorm| Renormed::fresh(renorm.ids, &renorm.renorm_mean)),
+                .map(|renorm| Box::new(Renormed::fresh(renorm.ids, &renorm.renorm_mean))),
             ..Values::fresh(values.mean.zeros_like(), values.variance.ones_like())
         };
         if let Some(shared) = self.joined() {

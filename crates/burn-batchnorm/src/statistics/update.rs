@@ -158,12 +158,12 @@ impl Rule {
         let renorm = old.renorm.as_ref().zip(self.renorm).map(|(old, momentum)| {
             let stddev = |variance: Tensor<1>| (variance + self.epsilon).sqrt();
             let own = |old, new| blender.select(old, blend(old, new, 1.0 - momentum, momentum));
-            Renormed {
+            Box::new(Renormed {
                 ids: old.ids,
                 renorm_mean: own(&old.renorm_mean, mean.clone()),
                 renorm_stddev: own(&old.renorm_stddev, stddev(variance)),
                 moving_stddev: blender.blend(&old.moving_stddev, stddev(estimated.clone())),
-            }
+            })
         });
         let variance = match &renorm {
             // Keras averages standard deviations.

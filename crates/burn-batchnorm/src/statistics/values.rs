@@ -13,7 +13,7 @@ pub(crate) struct Values {
     /// How many of them each channel has left out. None: none of them ever could be.
     pub(crate) skipped: Option<Tensor<1>>,
     /// What batch renormalization keeps beside them, if it does.
-    pub(crate) renorm: Option<Renormed>,
+    pub(crate) renorm: Option<Box<Renormed>>,
 }
 
 /// The statistics of [`Reference::Separate`](crate::Reference::Separate), by Keras's names.
@@ -45,7 +45,7 @@ impl Values {
             variance: f(&self.variance),
             batches: self.batches,
             skipped: self.skipped.as_ref().map(&f),
-            renorm: self.renorm.as_ref().map(|renorm| renorm.map(&f)),
+            renorm: self.renorm.as_ref().map(|renorm| Box::new(renorm.map(&f))),
         }
     }
 
@@ -74,12 +74,12 @@ impl Values {
             batches: self.batches,
             skipped: self.skipped.clone(),
             renorm: match (&self.renorm, &other.renorm) {
-                (Some(renorm), Some(other)) => Some(Renormed {
+                (Some(renorm), Some(other)) => Some(Box::new(Renormed {
                     ids: renorm.ids,
                     renorm_mean: g(&renorm.renorm_mean, &other.renorm_mean),
                     renorm_stddev: g(&renorm.renorm_stddev, &other.renorm_stddev),
                     moving_stddev: f(&renorm.moving_stddev, &other.moving_stddev),
-                }),
+                })),
                 (renorm, _) => renorm.clone(),
             },
         }

@@ -66,7 +66,7 @@ impl BatchNorm {
     /// [`forward`](Self::forward) of the end of a residual block, in one pass over memory:
     /// `activation(batch_norm(input) + residual)`.
     ///
-    /// Differentiable in both. With an [`activation`](BatchNormConfig::activation), this is the
+    /// Differentiable in both. With an [`activation`](crate::BatchNormConfig::activation), this is the
     /// `relu(bn(x) + skip)` of a ResNet.
     ///
     /// # Shapes
@@ -109,7 +109,7 @@ impl BatchNorm {
     /// weighted samples. See [`Mask`].
     ///
     /// The statistics are those of what is admitted; what the output is elsewhere is up to
-    /// [`masked_output`](BatchNormConfig::masked_output). Where running statistics normalize, the mask
+    /// [`masked_output`](crate::BatchNormConfig::masked_output). Where running statistics normalize, the mask
     /// decides nothing else.
     ///
     /// # Panics

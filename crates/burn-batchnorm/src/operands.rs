@@ -15,7 +15,6 @@ use crate::config::validate_epsilon;
 use crate::ops::BatchNormOps;
 use crate::ops::composed::{self, compute_dtype};
 use crate::ops::{Maybe, Moments, Pass, Running};
-use crate::options::weights;
 use crate::statistics::{Update, Values};
 use crate::view::View;
 use crate::{Activation, BatchNormError};
@@ -400,7 +399,9 @@ fn center<const D: usize>(
     fused: bool,
 ) -> Tensor<2> {
     if let Some(weights) = weights {
-        return weights::moments(input, weights, view);
+        let (x, weights) = (input.into_dispatch(), weights.detach().into_dispatch());
+        let moments = composed::weighted_moments::<Dispatch>(x, weights, view);
+        return Tensor::from_dispatch(moments);
     }
     let moments = match fused {
         #[cfg(any(feature = "host", feature = "cube"))]

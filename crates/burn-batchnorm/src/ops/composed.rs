@@ -119,6 +119,22 @@ pub fn moments<B: Backend>(x: FloatTensor<B>, view: View) -> FloatTensor<B> {
     pack::<B>(vec![mean, B::float_detach(low), variance])
 }
 
+/// As [`moments`], of weighted positions, with the sum of the weights as a fourth row: `[4, channels]`.
+/// `weights` are `[outer, 1 or channels, inner]`.
+pub fn weighted_moments<B: Backend>(
+    x: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    view: View,
+) -> FloatTensor<B> {
+    if view.is_empty() {
+        return zeros::<B>(&x, Shape::new([4, view.channels]));
+    }
+    let x = wide::<B>(x, view);
+    let weighed = Weighed::<B>::new(weights, view, x.dtype());
+    let sums = B::float_reshape(weighed.sums.clone(), Shape::new([1, view.channels]));
+    B::float_cat(vec![weighed.moments(x), sums], 0)
+}
+
 /// The input less its mean, and the inverse standard deviation.
 fn centred<B: Backend>(
     x: FloatTensor<B>,

@@ -2,7 +2,6 @@
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::weights::absent;
 use crate::BatchNormError;
 use crate::checks::{cast, same_device, to_device};
 use crate::config::MaskedOutput;
@@ -121,6 +120,11 @@ impl Mask {
         };
         Ok(Some(spread.reshape([outer, weighted, inner])))
     }
+}
+
+/// Where there is no weight. Not `weights <= 0`: a NaN is no weight either.
+pub(crate) fn absent(weights: Tensor<3>) -> Tensor<3, Bool> {
+    weights.greater_elem(0.0).bool_not()
 }
 
 /// The operands with nothing that is not finite where there is no weight: an input takes the mean of its

@@ -13,7 +13,6 @@ pub mod recalibrate;
 mod renorm;
 pub(crate) mod scope;
 pub mod snapshot;
-pub(crate) mod weights;
 
 use burn::tensor::Tensor;
 

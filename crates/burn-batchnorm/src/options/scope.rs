@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::config::Averaging;
-use crate::options::weights::absent;
+use crate::options::mask::absent;
 use crate::statistics::fields::Views;
 use crate::statistics::{Observation, Rule, Values};
 use crate::{BatchNorm, Recalibration};

@@ -1,5 +1,7 @@
 //! The devices of the build. Every test body runs on each of them.
 
+use std::sync::LazyLock;
+
 use burn::tensor::{Device, DeviceKind, DeviceType};
 
 /// Set to `1` where a GPU test without an adapter must fail and not be skipped, as in CI.
@@ -33,7 +35,10 @@ pub fn by_name(name: &str) -> Option<Device> {
 }
 
 fn wgpu() -> Option<Device> {
-    if Device::enumerate(DeviceType::Wgpu).into_vec().is_empty() {
+    // Looking for adapters loads the driver each time: 25 ms, more than most tests take.
+    static FOUND: LazyLock<bool> =
+        LazyLock::new(|| !Device::enumerate(DeviceType::Wgpu).into_vec().is_empty());
+    if !*FOUND {
         let required = std::env::var(REQUIRE_GPU).is_ok_and(|value| value == "1");
         assert!(
             !required,

@@ -8,8 +8,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use burn_dataset::Dataset as _;
-use burn_dataset::vision::MnistDataset;
 
 pub use batches::EpochTime;
 pub(crate) use batches::{Batch, BatchLoader, EpochClock};
@@ -180,7 +178,11 @@ fn embedded() -> Result<Dataset> {
 
 /// MNIST through Burn's data set crate, which downloads the files once into the user's cache. It
 /// panics where it cannot connect or finds a damaged cache file; here that is an error.
+#[cfg(feature = "download")]
 fn download() -> Result<Dataset> {
+    use burn_dataset::Dataset as _;
+    use burn_dataset::vision::MnistDataset;
+
     let read = |open: fn() -> MnistDataset| -> Result<Images, String> {
         let set = crate::quiet::catch(open)?;
         let mut images = Images {
@@ -214,7 +216,16 @@ fn download() -> Result<Dataset> {
     })
 }
 
+#[cfg(not(feature = "download"))]
+fn download() -> Result<Dataset> {
+    Err(anyhow!(
+        "this program was built without its downloader. Build it with `--features download`, or \
+         read the four IDX files from a folder with `--data DIR`; `--data embedded` needs neither"
+    ))
+}
+
 /// The innermost message of an error that was unwrapped: what is around it only names Rust types.
+#[cfg(feature = "download")]
 fn cause(panic: &str) -> &str {
     let inner = panic
         .rsplit_once("error: \"")

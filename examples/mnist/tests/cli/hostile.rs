@@ -101,7 +101,7 @@ fn damaged_data_is_named_by_file_and_byte() {
 }
 
 #[test]
-fn a_download_without_network_says_so() {
+fn a_download_without_network_or_downloader_says_so() {
     let base = folder();
     let mut command = mnist(&base, "--data mnist --device flex --out run");
     // Nothing listens on the discard port, and the cache is empty.
@@ -117,7 +117,10 @@ fn a_download_without_network_says_so() {
     fail(
         &mut command,
         1,
-        "cannot download MNIST|offline|--data embedded",
+        match cfg!(feature = "download") {
+            true => "cannot download MNIST|offline|--data embedded",
+            false => "--features download|--data DIR|--data embedded",
+        },
     );
     assert!(!base.at("run").exists());
 }

@@ -6,6 +6,7 @@
 
 use cubecl::server::Handle;
 
+use crate::blueprint::Weighting;
 use crate::{Activation, Error};
 
 /// The learned parameters, `[channels]` each.
@@ -15,6 +16,31 @@ pub struct Affine<'a> {
     pub gamma: &'a Handle,
     /// What is added to it.
     pub beta: &'a Handle,
+}
+
+/// Weights of positions, `f32` (`f64` for `f64` tensors). One that is 0, negative or NaN leaves its position out, whatever that holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Weights<'a> {
+    /// The same for all channels: `[outer][inner]`, contiguous.
+    Shared(&'a Handle),
+    /// Of every channel its own: of the tensor's layout.
+    Own(&'a Handle),
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn handle(&self) -> &'a Handle {
+        match self {
+            Weights::Shared(handle) | Weights::Own(handle) => handle,
+        }
+    }
+
+    pub(crate) fn weighting(weights: Option<Self>) -> Weighting {
+        match weights {
+            None => Weighting::Even,
+            Some(Weights::Shared(_)) => Weighting::Shared,
+            Some(Weights::Own(_)) => Weighting::Own,
+        }
+    }
 }
 
 /// Statistics that are given: running ones, or those of [`moments`](crate::moments).
@@ -99,7 +125,8 @@ impl Running<'_> {
 pub struct TrainOutputs<'a> {
     /// The output; may be over `x`.
     pub y: Target<'a>,
-    /// `[4][channels]`: the mean, what rounding took from it, the biased variance without epsilon, `1 / sqrt(variance + epsilon)`.
+    /// `[4][channels]`: the mean, what rounding took from it, the biased variance without epsilon, `1 / sqrt(variance + epsilon)`; of
+    /// weighted positions `[5][channels]`, with the sum of the weights.
     pub statistics: &'a Handle,
 }
 

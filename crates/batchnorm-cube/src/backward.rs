@@ -3,8 +3,8 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::args::{Affine, Center, Epilogue, Gradients, check_number};
-use crate::blueprint::{GradientBlueprint, Parameters, Source};
+use crate::args::{Affine, Center, Epilogue, Gradients, Weights, check_number};
+use crate::blueprint::{GradientBlueprint, Source};
 use crate::cost::Launches;
 use crate::gradients::Pass;
 use crate::launch::{Session, Values};
@@ -28,27 +28,57 @@ pub fn train_backward(
     epilogue: Epilogue<'_>,
     out: Gradients<'_>,
 ) -> Result<Launches, Error> {
-    let given = Given {
-        center: statistics,
-        variance: None,
-        gamma: affine.gamma,
-        beta: Some(affine.beta),
-        parameters: Parameters::Batch,
-    };
     let call = Call {
         x,
         dy,
-        given,
+        given: Given::of_batch(statistics, affine, None),
         epilogue,
         out,
     };
+    through_statistics(client, problem, call)
+}
+
+/// The gradients of [`train_weighted`](crate::train_weighted). `statistics` is what it wrote.
+///
+/// As many launches as [`train_backward`]. Weights have no gradient.
+#[allow(clippy::too_many_arguments)]
+pub fn train_weighted_backward(
+    client: &Client,
+    problem: Problem,
+    x: &Handle,
+    weights: Weights<'_>,
+    dy: &Handle,
+    affine: Affine<'_>,
+    statistics: &Handle,
+    epilogue: Epilogue<'_>,
+    out: Gradients<'_>,
+) -> Result<Launches, Error> {
+    let call = Call {
+        x,
+        dy,
+        given: Given::of_batch(statistics, affine, Some(weights)),
+        epilogue,
+        out,
+    };
+    through_statistics(client, problem, call)
+}
+
+/// The gradients of a normalization by the statistics of the input.
+fn through_statistics(
+    client: &Client,
+    problem: Problem,
+    call: Call<'_>,
+) -> Result<Launches, Error> {
     let Some((mut session, call)) = call.checked(client, problem, 0.0)? else {
         return Ok(Launches::default());
     };
-    let residual = usize::from(call.epilogue.residual.is_some());
-    let shift = call.given.beta.is_some();
-    let (cut, route) =
-        session.route(train_backward_needs(residual, shift, call.written_apart()))?;
+    let needs = train_backward_needs(
+        usize::from(call.epilogue.residual.is_some()),
+        call.given.weights.is_some(),
+        call.given.beta.is_some(),
+        call.written_apart(),
+    );
+    let (cut, route) = session.route(needs)?;
     let pass = Pass::new(&session, call);
     let sweeps = call.out.input.is_some() || call.out.residual.is_some();
     match route {
@@ -176,7 +206,12 @@ impl<'a> Call<'a> {
             Source::Splits | Source::Parameters => cut.shape.element_wise(),
         };
         GradientBlueprint {
-            element: element_blueprint(shape, self.given.parameters, self.epilogue),
+            element: element_blueprint(
+                shape,
+                self.given.parameters,
+                self.given.weights,
+                self.epilogue,
+            ),
             source,
             input: self.out.input.is_some(),
             residual: self.out.residual.is_some(),

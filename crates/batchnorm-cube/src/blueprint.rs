@@ -54,10 +54,28 @@ impl CubeShape {
 /// How two partial results are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Merge {
-    /// (count, mean, deviation), by Chan's formula.
+    /// (count or weight, mean, deviation), by Chan's formula.
     Moments,
     /// Sums, by addition.
     Sums,
+}
+
+/// Whether positions have weights, and where a kernel finds that of a value; see `kernels/weighted.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Weighting {
+    /// All count the same.
+    Even,
+    /// All channels have the same: in the order of a channel's positions.
+    Shared,
+    /// Every channel has its own: where the value lies in its tensor.
+    Own,
+}
+
+impl Weighting {
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        *self != Weighting::Even
+    }
 }
 
 /// Where a kernel gets the reduced numbers of its channels from.
@@ -76,6 +94,8 @@ pub(crate) enum Source {
 pub(crate) enum Parameters {
     /// The statistics of a training forward: rows of mean, what rounding took from it, variance, inverse deviation. And gamma and beta.
     Batch,
+    /// Those of a weighted forward: the same, and a row of the sum of the weights. And gamma and beta.
+    Weighted,
     /// Given ones: rows of mean, what rounding took from it, variance. And gamma and beta.
     Packed,
     /// Given ones, mean and variance in buffers of their own. And gamma and beta.
@@ -97,6 +117,8 @@ pub(crate) struct ElementBlueprint {
     pub pieces: Pieces,
     /// Whether a residual is added before the activation.
     pub residual: bool,
+    /// Whether positions have weights.
+    pub weighting: Weighting,
 }
 
 /// A training forward.

@@ -30,6 +30,13 @@ impl Launches {
         *free.expect("no operation has more launches than the most") = Some(launch);
     }
 
+    /// Adds bytes that the last launch has read.
+    pub(crate) fn read(&mut self, bytes: u64) {
+        if let Some(last) = self.list.iter_mut().flatten().last() {
+            last.read += bytes;
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.iter().count()

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::args::{Affine, Epilogue, Running, TrainOutputs, check_number};
+use crate::args::{Affine, Epilogue, Running, TrainOutputs, Weights, check_number};
 use crate::blueprint::{Parameters, Source, TrainBlueprint};
 use crate::cost::Launches;
 use crate::kernels::{forward, moments as kernels};
@@ -28,75 +28,43 @@ pub fn train(
     epilogue: Epilogue<'_>,
     out: TrainOutputs<'_>,
 ) -> Result<Launches, Error> {
-    let values = Values {
-        activation: epilogue.activation,
-        epsilon,
-        keep: running.map_or(0.0, |r| r.keep),
-        add_mean: running.map_or(0.0, |r| r.add_mean),
-        add_variance: running.map_or(0.0, |r| r.add_variance),
-    };
-    let mut session = Session::new(client, problem, values)?;
-    check_number("epsilon", epsilon)?;
-    running.map_or(Ok(()), |running| running.validate())?;
-    session.expect_tensors([
-        ("x", Some(x)),
-        ("residual", epilogue.residual),
-        ("y", out.y.apart()),
-    ])?;
-    session.expect_channels(
-        1,
-        [
-            ("gamma", Some(affine.gamma)),
-            ("beta", Some(affine.beta)),
-            ("running_mean", running.map(|r| r.mean)),
-            ("running_var", running.map(|r| r.variance)),
-            ("new_running_mean", running.map(|r| r.new_mean)),
-            ("new_running_var", running.map(|r| r.new_variance)),
-        ],
-    )?;
-    session.expect_channels(4, [("statistics", Some(out.statistics))])?;
-    if problem.layout.is_empty() {
-        return Ok(session.launches);
-    }
-
-    let tensors = [epilogue.residual, out.y.apart()].iter().flatten().count();
-    let (cut, route) = session.route(train_needs(tensors, running.is_some()))?;
     let step = Step {
         x,
+        weights: None,
         affine,
         running,
         epilogue,
         out,
     };
-    match route {
-        Route::Whole => step.train(&mut session, cut, None),
-        Route::Few => {
-            let partials = moments_partial(&mut session, cut, x);
-            let sweep = Cut::element_wise(&problem, &session.device);
-            step.train(&mut session, sweep, Some((&partials, cut.splits())));
-        }
-        Route::Many => {
-            let partials = moments_partial(&mut session, cut, x);
-            finish(
-                &mut session,
-                cut.splits(),
-                &partials,
-                out.statistics,
-                Some(running),
-            );
-            let given = Given {
-                center: out.statistics,
-                variance: None,
-                gamma: affine.gamma,
-                beta: Some(affine.beta),
-                parameters: Parameters::Batch,
-            };
-            normalize_with(&mut session, x, given, epilogue, out.y);
-        }
-    }
-    Ok(session.launches)
+    step.run(client, problem, epsilon)
 }
 
+/// As [`train`], of weighted positions: `mean = sum w x / sum w`, `variance = sum w (x - mean)^2 / sum w`. `statistics` gets five rows.
+///
+/// All positions are normalized, those of weight 0 too; where x is not finite there, the mean is taken for it. A channel without any weight
+/// has mean and variance 0. As many launches as [`train`], and the weights are read once.
+#[allow(clippy::too_many_arguments)]
+pub fn train_weighted(
+    client: &Client,
+    problem: Problem,
+    x: &Handle,
+    weights: Weights<'_>,
+    affine: Affine<'_>,
+    running: Option<Running<'_>>,
+    epsilon: f64,
+    epilogue: Epilogue<'_>,
+    out: TrainOutputs<'_>,
+) -> Result<Launches, Error> {
+    let step = Step {
+        x,
+        weights: Some(weights),
+        affine,
+        running,
+        epilogue,
+        out,
+    };
+    step.run(client, problem, epsilon)
+}
 /// The statistics of every channel: `center`, `[3][channels]`, gets the mean, what rounding took from it, and the biased variance.
 ///
 /// One launch where a channel is one cube's, else two.
@@ -114,8 +82,8 @@ pub fn moments(
     }
     let (cut, route) = session.route(MOMENTS_NEEDS)?;
     if route != Route::Whole {
-        let partials = moments_partial(&mut session, cut, x);
-        finish(&mut session, cut.splits(), &partials, center, None);
+        let partials = moments_partial(&mut session, cut, x, None);
+        finish(&mut session, cut.splits(), &partials, (center, 3), None);
         return Ok(session.launches);
     }
     let mut buffers = Buffers::default();
@@ -130,6 +98,7 @@ pub fn moments(
             cut.parameter_vector(),
             buffers.bind(x, cut.span),
             buffers.bind(center, 3 * cut.channels),
+            buffers.bind_weights(None, &cut, 1),
             cut.geometry(),
             session.numbers(),
             cut.shape,
@@ -141,9 +110,15 @@ pub fn moments(
 }
 
 /// The moments of the splits, in a scratch buffer.
-fn moments_partial(session: &mut Session<'_>, cut: Cut, x: &Handle) -> Handle {
+fn moments_partial(
+    session: &mut Session<'_>,
+    cut: Cut,
+    x: &Handle,
+    weights: Option<Weights<'_>>,
+) -> Handle {
     let rows = 4 * cut.splits();
     let partials = session.scratch(rows);
+    let weighting = Weights::weighting(weights);
     let mut buffers = Buffers::default();
     // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
     unsafe {
@@ -154,30 +129,32 @@ fn moments_partial(session: &mut Session<'_>, cut: Cut, x: &Handle) -> Handle {
             cut.stored_vector(),
             cut.vector,
             cut.parameter_vector(),
+            cut.weight_vector(weighting),
             buffers.bind(x, cut.span),
             buffers.bind(&partials, rows * cut.channels),
+            buffers.bind_weights(weights, &cut, 1),
             cut.geometry(),
             session.numbers(),
+            weighting,
             cut.shape,
             session.types(&cut),
         );
     }
     session.record("moments_partial", (1, 0), (0, rows));
+    session.record_weights(weights);
     partials
 }
 
-/// The statistics from those of the splits: `training` ones, with or without running ones, or the center alone.
+/// The statistics from those of the splits: 3 rows of a center, 4 of a training forward or 5 of a weighted one, and the running ones.
 fn finish(
     session: &mut Session<'_>,
     splits: usize,
     partials: &Handle,
-    statistics: &Handle,
-    training: Option<Option<Running<'_>>>,
+    (statistics, rows): (&Handle, usize),
+    running: Option<Running<'_>>,
 ) {
     let cut = Cut::finish(splits, session.problem.layout.channels, &session.device);
     let channels = cut.channels;
-    let rows = if training.is_some() { 4 } else { 3 };
-    let running = training.flatten();
     let mut buffers = Buffers::default();
     // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
     unsafe {
@@ -194,7 +171,8 @@ fn finish(
             buffers.bind_or_alias(running.map(|r| r.new_variance), channels, 0),
             cut.geometry(),
             session.numbers(),
-            training.is_some(),
+            rows > 3,
+            rows > 4,
             running.is_some(),
             cut.shape,
             session.arithmetic(),
@@ -204,10 +182,11 @@ fn finish(
     session.record("finish", (0, 4 * splits + updated), (0, rows + updated));
 }
 
-/// A checked training step.
+/// A training step.
 #[derive(Clone, Copy)]
 struct Step<'a> {
     x: &'a Handle,
+    weights: Option<Weights<'a>>,
     affine: Affine<'a>,
     running: Option<Running<'a>>,
     epilogue: Epilogue<'a>,
@@ -215,15 +194,81 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// The kernel that writes everything, from the results of the splits or from the tensor.
-    fn train(self, session: &mut Session<'_>, cut: Cut, partials: Option<(&Handle, usize)>) {
+    /// Checks everything and launches.
+    fn run(self, client: &Client, problem: Problem, epsilon: f64) -> Result<Launches, Error> {
         let Self {
             x,
+            weights,
             affine,
             running,
             epilogue,
             out,
         } = self;
+        let values = Values {
+            activation: epilogue.activation,
+            epsilon,
+            keep: running.map_or(0.0, |r| r.keep),
+            add_mean: running.map_or(0.0, |r| r.add_mean),
+            add_variance: running.map_or(0.0, |r| r.add_variance),
+        };
+        let mut session = Session::new(client, problem, values)?;
+        check_number("epsilon", epsilon)?;
+        running.map_or(Ok(()), |running| running.validate())?;
+        session.expect_tensors([
+            ("x", Some(x)),
+            ("residual", epilogue.residual),
+            ("y", out.y.apart()),
+        ])?;
+        session.expect_weights(weights)?;
+        session.expect_channels(
+            1,
+            [
+                ("gamma", Some(affine.gamma)),
+                ("beta", Some(affine.beta)),
+                ("running_mean", running.map(|r| r.mean)),
+                ("running_var", running.map(|r| r.variance)),
+                ("new_running_mean", running.map(|r| r.new_mean)),
+                ("new_running_var", running.map(|r| r.new_variance)),
+            ],
+        )?;
+        let given = Given::of_batch(out.statistics, affine, weights);
+        let rows = given.rows();
+        session.expect_channels(rows as u64, [("statistics", Some(out.statistics))])?;
+        if problem.layout.is_empty() {
+            return Ok(session.launches);
+        }
+
+        let tensors = [epilogue.residual, out.y.apart()].iter().flatten().count();
+        let needs = train_needs(tensors, weights.is_some(), running.is_some());
+        let (cut, route) = session.route(needs)?;
+        match route {
+            Route::Whole => self.train(&mut session, cut, None),
+            Route::Few => {
+                let partials = moments_partial(&mut session, cut, x, weights);
+                let sweep = Cut::element_wise(&problem, &session.device);
+                self.train(&mut session, sweep, Some((&partials, cut.splits())));
+            }
+            Route::Many => {
+                let partials = moments_partial(&mut session, cut, x, weights);
+                let statistics = (out.statistics, rows);
+                finish(&mut session, cut.splits(), &partials, statistics, running);
+                normalize_with(&mut session, x, given, epilogue, out.y);
+            }
+        }
+        Ok(session.launches)
+    }
+
+    /// The kernel that writes everything, from the results of the splits or from the tensor.
+    fn train(self, session: &mut Session<'_>, cut: Cut, partials: Option<(&Handle, usize)>) {
+        let Self {
+            x,
+            weights,
+            affine,
+            running,
+            epilogue,
+            out,
+        } = self;
+        let rows = 4 + usize::from(weights.is_some());
         let (len, channels) = (cut.span, cut.channels);
         let splits = partials.map_or(0, |(_, splits)| splits);
         let (shape, source) = match partials {
@@ -231,10 +276,12 @@ impl Step<'_> {
             Some(_) => (cut.shape.element_wise(), Source::Splits),
         };
         let blueprint = TrainBlueprint {
-            element: element_blueprint(shape, Parameters::Batch, epilogue),
+            element: element_blueprint(shape, Parameters::Batch, weights, epilogue),
             source,
             update: running.is_some(),
         };
+        // Statistics of splits have the weights in them.
+        let weights = weights.filter(|_| source == Source::Tensor);
         let mut buffers = Buffers::default();
         let x = buffers.bind(x, len);
         let residual = buffers.bind_or_alias(epilogue.residual, len, 0);
@@ -251,6 +298,7 @@ impl Step<'_> {
                 cut.stored_vector(),
                 cut.vector,
                 cut.parameter_vector(),
+                cut.weight_vector(blueprint.element.weighting),
                 x,
                 residual,
                 y,
@@ -259,9 +307,10 @@ impl Step<'_> {
                 buffers.bind_or_alias(partials.map(|p| p.0), 4 * splits * channels, same),
                 buffers.bind_or_alias(running.map(|r| r.mean), channels, same),
                 buffers.bind_or_alias(running.map(|r| r.variance), channels, same),
-                buffers.bind(out.statistics, 4 * channels),
+                buffers.bind(out.statistics, rows * channels),
                 buffers.bind_or_alias(running.map(|r| r.new_mean), channels, same),
                 buffers.bind_or_alias(running.map(|r| r.new_variance), channels, same),
+                buffers.bind_weights(weights, &cut, same),
                 cut.geometry(),
                 session.numbers(),
                 splits,
@@ -275,7 +324,8 @@ impl Step<'_> {
         session.record(
             "train",
             (tensors, 2 + 4 * splits + updated),
-            (1, 4 + updated),
+            (1, rows + updated),
         );
+        session.record_weights(weights);
     }
 }

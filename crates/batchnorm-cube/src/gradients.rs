@@ -86,6 +86,8 @@ impl<'a> Pass<'a> {
         let same = buffers.bound();
         let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, channels);
         let sums = source != Source::Parameters;
+        // Only the sweep behind the sums reads weights.
+        let weights = self.call.given.weights.filter(|_| blueprint.late());
         // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
         unsafe {
             backward::gradients::launch_unchecked(
@@ -95,6 +97,7 @@ impl<'a> Pass<'a> {
                 cut.stored_vector(),
                 cut.vector,
                 cut.parameter_vector(),
+                cut.weight_vector(blueprint.element.weighting),
                 x,
                 dy,
                 residual,
@@ -107,6 +110,7 @@ impl<'a> Pass<'a> {
                 buffers.bind_or_alias(partials.map(|p| p.0), 2 * splits * channels, same),
                 buffers.bind_or_alias(sums.then_some(&self.gamma_grad), channels, same),
                 buffers.bind_or_alias(sums.then_some(&self.beta_grad), channels, same),
+                buffers.bind_weights(weights, &cut, same),
                 cut.geometry(),
                 session.numbers(),
                 splits,
@@ -121,6 +125,7 @@ impl<'a> Pass<'a> {
             (sweeps * (2 + read), self.call.given.vectors() + 2 * splits),
             (written, 2 * usize::from(sums)),
         );
+        session.record_weights(weights);
     }
 
     /// The sums of the splits, in a scratch buffer, and what does not wait for them.

@@ -9,6 +9,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::activation::Activation;
+use crate::args::Weights;
 use crate::cost::{Launch, Launches};
 use crate::device::Device;
 use crate::kernels::numbers::NumbersLaunch;
@@ -65,6 +66,12 @@ impl<'a> Session<'a> {
         buffers: impl IntoIterator<Item = (&'static str, Option<&'h Handle>)>,
     ) -> Result<(), Error> {
         expect(buffers, rows * self.problem.channel_bytes())
+    }
+
+    /// Checks the weights of positions.
+    pub fn expect_weights(&self, weights: Option<Weights<'_>>) -> Result<(), Error> {
+        let handle = weights.map(|weights| weights.handle());
+        expect([("weights", handle)], self.weight_bytes(weights))
     }
 
     /// Checks that a kernel can have as many buffers.
@@ -140,6 +147,18 @@ impl<'a> Session<'a> {
             .empty(values * self.problem.channel_bytes() as usize)
     }
 
+    /// Adds to the last launch that it has read the weights.
+    pub fn record_weights(&mut self, weights: Option<Weights<'_>>) {
+        self.launches.read(self.weight_bytes(weights));
+    }
+
+    fn weight_bytes(&self, weights: Option<Weights<'_>>) -> u64 {
+        weights.map_or(0, |weights| {
+            let own = matches!(weights, Weights::Own(_));
+            self.problem.weight_bytes(own)
+        })
+    }
+
     /// Notes a launch that reads and writes so many tensors and so many vectors of one value per channel.
     pub fn record(&mut self, kernel: &'static str, read: (usize, usize), written: (usize, usize)) {
         let [read, written] = [read, written].map(|(tensors, vectors)| {
@@ -201,6 +220,17 @@ impl Buffers {
             Some(handle) => self.bind(handle, len),
             None => BufferArg::alias(other, len),
         }
+    }
+
+    /// The weights of positions, as a kernel reads them, or an alias of the buffer that was bound as number `other`.
+    pub fn bind_weights(
+        &mut self,
+        weights: Option<Weights<'_>>,
+        cut: &Cut,
+        other: usize,
+    ) -> BufferArg {
+        let len = cut.weights(Weights::weighting(weights));
+        self.bind_or_alias(weights.map(|weights| weights.handle()), len, other)
     }
 
     /// How many are bound.

@@ -26,6 +26,7 @@
 //! |---|---|---|
 //! | [`train`] | statistics of the batch, `y = act((x - mean) * inv_std * gamma + beta + residual)`, running statistics | 1, 2 or 3 |
 //! | [`train_backward`] | the gradients of x, gamma, beta and the residual | 1, 2 or 3 |
+//! | [`train_weighted`], [`train_weighted_backward`] | the same of weighted positions: masks, padding | 1, 2 or 3 |
 //! | [`moments`] | mean and variance | 1 or 2 |
 //! | [`normalize`] | the output with given statistics: inference | 1 |
 //! | [`normalize_backward`] | its gradients | 1 or 2 |
@@ -45,7 +46,7 @@
 //! let client = Device::default().client();
 //! let layout = Layout::from_shape(&[32, 64, 56, 56], 1)?;
 //! let problem = Problem::new(layout, Element::F32);
-//! supports(client.properties(), &problem, Operation::Train { residual: false })?;
+//! supports(client.properties(), &problem, Operation::Train { residual: false, weights: false })?;
 //!
 //! // Tensors are as large as the layout spans; vectors have one value per channel; the statistics are four of them.
 //! let x = client.create_from_slice(&vec![0; 4 * layout.span()]);
@@ -87,7 +88,7 @@
 //!
 //! `strategy.rs` cuts a problem into cubes, `support.rs` tells what a device can do, `blueprint.rs` is what a kernel knows when it is
 //! compiled, `launch.rs` binds and launches. The algorithms are told in `kernels/`: `walk.rs` (which unit reads what), `moments.rs`
-//! (variance), `merge.rs` (partial results), `backward.rs` (derivation of the gradient).
+//! (variance), `merge.rs` (partial results), `backward.rs` (derivation of the gradient), `weighted.rs` (weights).
 
 mod activation;
 mod args;
@@ -107,11 +108,11 @@ mod strategy;
 mod support;
 
 pub use activation::Activation;
-pub use args::{Affine, Center, Epilogue, Gradients, Running, Target, TrainOutputs};
-pub use backward::{normalize_backward, train_backward};
+pub use args::{Affine, Center, Epilogue, Gradients, Running, Target, TrainOutputs, Weights};
+pub use backward::{normalize_backward, train_backward, train_weighted_backward};
 pub use cost::{Launch, Launches};
 pub use error::Error;
-pub use forward::{moments, train};
+pub use forward::{moments, train, train_weighted};
 pub use layout::Layout;
 pub use normalize::{affine, normalize};
 pub use problem::{Element, Problem};

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::args::{Affine, Center, Epilogue, Target, check_number};
+use crate::args::{Affine, Center, Epilogue, Target, Weights, check_number};
 use crate::blueprint::{CubeShape, ElementBlueprint, Parameters};
 use crate::cost::Launches;
 use crate::kernels::forward;
@@ -43,6 +43,7 @@ pub fn affine(
         variance: None,
         gamma: scale,
         beta: Some(shift),
+        weights: None,
         parameters: Parameters::Affine,
     };
     apply(client, problem, x, given, 0.0, Epilogue::default(), y)
@@ -87,10 +88,31 @@ pub(crate) struct Given<'a> {
     pub gamma: &'a Handle,
     /// None where it is not read.
     pub beta: Option<&'a Handle>,
+    /// Those that the statistics were taken with.
+    pub weights: Option<Weights<'a>>,
     pub parameters: Parameters,
 }
 
 impl<'a> Given<'a> {
+    /// The statistics of a training forward.
+    pub fn of_batch(
+        statistics: &'a Handle,
+        affine: Affine<'a>,
+        weights: Option<Weights<'a>>,
+    ) -> Self {
+        Self {
+            center: statistics,
+            variance: None,
+            gamma: affine.gamma,
+            beta: Some(affine.beta),
+            weights,
+            parameters: match weights {
+                None => Parameters::Batch,
+                Some(_) => Parameters::Weighted,
+            },
+        }
+    }
+
     /// Given statistics.
     pub fn new(center: Center<'a>, affine: Affine<'a>) -> Self {
         let (center, variance, parameters) = match center {
@@ -102,6 +124,7 @@ impl<'a> Given<'a> {
             variance,
             gamma: affine.gamma,
             beta: Some(affine.beta),
+            weights: None,
             parameters,
         }
     }
@@ -112,8 +135,11 @@ impl<'a> Given<'a> {
             Parameters::Affine => ["mean", "scale", "shift"],
             Parameters::Apart => ["mean", "gamma", "beta"],
             Parameters::Packed => ["center", "gamma", "beta"],
-            Parameters::Batch | Parameters::Prepared => ["statistics", "gamma", "beta"],
+            Parameters::Batch | Parameters::Weighted | Parameters::Prepared => {
+                ["statistics", "gamma", "beta"]
+            }
         };
+        session.expect_weights(self.weights)?;
         session.expect_channels(self.rows() as u64, [(names[0], Some(self.center))])?;
         session.expect_channels(
             1,
@@ -129,6 +155,7 @@ impl<'a> Given<'a> {
     pub fn rows(&self) -> usize {
         match self.parameters {
             Parameters::Prepared => 6,
+            Parameters::Weighted => 5,
             Parameters::Batch => 4,
             Parameters::Packed => 3,
             Parameters::Apart | Parameters::Affine => 1,
@@ -164,6 +191,7 @@ impl<'a> Given<'a> {
 pub(crate) fn element_blueprint(
     shape: CubeShape,
     parameters: Parameters,
+    weights: Option<Weights<'_>>,
     epilogue: Epilogue<'_>,
 ) -> ElementBlueprint {
     ElementBlueprint {
@@ -171,6 +199,7 @@ pub(crate) fn element_blueprint(
         parameters,
         pieces: epilogue.activation.shape(),
         residual: epilogue.residual.is_some(),
+        weighting: Weights::weighting(weights),
     }
 }
 
@@ -189,6 +218,7 @@ pub(crate) fn normalize_with(
     let residual = buffers.bind_or_alias(epilogue.residual, len, 0);
     let y = buffers.bind_or_alias(y.apart(), len, 0);
     let [center, variance, gamma, beta] = given.bind(&mut buffers, cut.channels);
+    let shape = cut.shape.element_wise();
     // SAFETY: indices stay below the numbers of vectors that the buffers were checked for; see `Walk`.
     unsafe {
         forward::normalize::launch_unchecked(
@@ -207,7 +237,7 @@ pub(crate) fn normalize_with(
             beta,
             cut.geometry(),
             session.numbers(),
-            element_blueprint(cut.shape.element_wise(), given.parameters, epilogue),
+            element_blueprint(shape, given.parameters, given.weights, epilogue),
             session.types(&cut),
         );
     }

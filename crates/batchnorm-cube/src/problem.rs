@@ -95,6 +95,15 @@ impl Problem {
         (self.layout.len() * self.element.size()) as u64
     }
 
+    /// Bytes of weights of all positions, which channels share, or of those of all values in memory.
+    pub(crate) fn weight_bytes(&self, own: bool) -> u64 {
+        let values = match own {
+            true => self.layout.span(),
+            false => self.layout.samples_per_channel(),
+        };
+        (values * self.element.accumulator().size()) as u64
+    }
+
     /// Bytes of a vector of one value per channel.
     pub(crate) fn channel_bytes(&self) -> u64 {
         (self.layout.channels * self.element.accumulator().size()) as u64

@@ -19,7 +19,7 @@
 //!
 //! What a device likes is told in `device.rs`.
 
-use crate::blueprint::CubeShape;
+use crate::blueprint::{CubeShape, Weighting};
 use crate::device::Device;
 use crate::problem::Problem;
 
@@ -83,6 +83,26 @@ impl Cut {
         match self.shape.columns {
             true => self.vector,
             false => 1,
+        }
+    }
+
+    /// Elements of a vector of the positions' weights.
+    pub fn weight_vector(&self, weighting: Weighting) -> usize {
+        match weighting {
+            Weighting::Own => self.vector,
+            // A vector across channels is one position.
+            Weighting::Shared if self.shape.columns => 1,
+            Weighting::Shared => self.vector,
+            // None are read.
+            Weighting::Even => self.parameter_vector(),
+        }
+    }
+
+    /// Vectors of the positions' weights.
+    pub fn weights(&self, weighting: Weighting) -> usize {
+        match weighting {
+            Weighting::Own => self.span,
+            Weighting::Shared | Weighting::Even => self.len,
         }
     }
 
@@ -247,9 +267,9 @@ impl Cut {
         cut
     }
 
-    /// Bytes of shared memory that a reduction takes: a count and three vectors for each partial result.
+    /// Bytes of shared memory that a reduction takes: four vectors for each partial result.
     fn shared(&self, problem: &Problem) -> usize {
-        let values = self.shape.parts() * (1 + 3 * self.parameter_vector());
+        let values = self.shape.parts() * 4 * self.parameter_vector();
         values * problem.element.accumulator().size()
     }
 

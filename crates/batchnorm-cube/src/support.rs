@@ -12,15 +12,19 @@ use crate::{Error, Problem};
 /// What [`supports`] is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// [`train`](crate::train), with running statistics.
+    /// [`train`](crate::train) or [`train_weighted`](crate::train_weighted), with running statistics.
     Train {
         /// Whether there is a residual.
         residual: bool,
+        /// Whether positions have weights, of channels of their own or not.
+        weights: bool,
     },
-    /// [`train_backward`](crate::train_backward), with all gradients.
+    /// [`train_backward`](crate::train_backward) or [`train_weighted_backward`](crate::train_weighted_backward), with all gradients.
     TrainBackward {
         /// Whether there is a residual.
         residual: bool,
+        /// Whether positions have weights, of channels of their own or not.
+        weights: bool,
     },
     /// [`moments`](crate::moments).
     Moments,
@@ -53,17 +57,19 @@ pub fn supports(
     }
     let splits = Cut::reduction(problem, &device).splits();
     let name = &properties.identity.name;
+    if let Operation::Train { weights: true, .. } | Operation::TrainBackward { weights: true, .. } =
+        operation
+    {
+        buffer(&device, problem.weight_bytes(true), name)?;
+    }
     match operation {
-        Operation::Train { residual } => route(
-            &device,
-            splits,
-            train_needs(1 + usize::from(residual), true),
-            name,
-        )
-        .map(|_| ()),
-        Operation::TrainBackward { residual } => {
-            let needs =
-                train_backward_needs(usize::from(residual), true, 1 + usize::from(residual));
+        Operation::Train { residual, weights } => {
+            let needs = train_needs(1 + usize::from(residual), weights, true);
+            route(&device, splits, needs, name).map(|_| ())
+        }
+        Operation::TrainBackward { residual, weights } => {
+            let residual = usize::from(residual);
+            let needs = train_backward_needs(residual, weights, true, 1 + residual);
             route(&device, splits, needs, name).map(|_| ())
         }
         Operation::NormalizeBackward { residual } => {
@@ -114,13 +120,7 @@ pub(crate) fn check(properties: &DeviceProperties, problem: &Problem) -> Result<
     // The most rows of one value per channel: partial results of moments, and what a backward prepares.
     let rows = (4 * cut.splits()).max(6) as u64;
     let expected = problem.span_bytes().max(rows * problem.channel_bytes());
-    if expected > device.buffer {
-        return Err(Error::Buffer {
-            expected,
-            limit: device.buffer,
-            device: name(),
-        });
-    }
+    buffer(&device, expected, &properties.identity.name)?;
     for cut in [cut, finish, Cut::element_wise(problem, &device)] {
         if grid(cut.cubes(), device.grid).is_none() {
             return Err(Error::Grid {
@@ -130,6 +130,18 @@ pub(crate) fn check(properties: &DeviceProperties, problem: &Problem) -> Result<
         }
     }
     Ok(device)
+}
+
+/// Checks that there are buffers of the size.
+fn buffer(device: &Device, expected: u64, name: &str) -> Result<(), Error> {
+    match expected <= device.buffer {
+        true => Ok(()),
+        false => Err(Error::Buffer {
+            expected,
+            limit: device.buffer,
+            device: name.to_string(),
+        }),
+    }
 }
 
 /// A grid of `cubes` cubes, spread over as many dimensions as the limits ask for. It can be a little larger.
@@ -194,13 +206,14 @@ pub(crate) const MOMENTS_NEEDS: Needs = Needs {
     many: 2,
 };
 
-/// Of `train`: `tensors` besides x.
-pub(crate) fn train_needs(tensors: usize, running: bool) -> Needs {
-    let running = 4 * usize::from(running);
+/// Of `train`: `tensors` besides x; whether there are weights.
+pub(crate) fn train_needs(tensors: usize, weights: bool, running: bool) -> Needs {
+    let (weights, running) = (usize::from(weights), 4 * usize::from(running));
     // x, gamma, beta and the statistics.
     let whole = 4 + tensors + running;
     Needs {
-        whole,
+        whole: whole + weights,
+        // Only the kernel that the splits begin with reads weights: never the most buffers.
         few: Some(whole + 1),
         many: (2 + running).max(4 + tensors),
     }
@@ -211,18 +224,23 @@ pub(crate) fn normalize_needs(tensors: usize, center: usize) -> usize {
     3 + tensors + center
 }
 
-/// Of `train_backward`: a residual, if it is read; beta likewise; tensors that are written apart.
-pub(crate) fn train_backward_needs(residual: usize, shift: bool, written: usize) -> Needs {
-    let shift = usize::from(shift);
+/// Of `train_backward`: a residual, if it is read; whether there are weights; beta like the residual; tensors that are written apart.
+pub(crate) fn train_backward_needs(
+    residual: usize,
+    weights: bool,
+    shift: bool,
+    written: usize,
+) -> Needs {
+    let (weights, shift) = (usize::from(weights), usize::from(shift));
     // x, the output gradient, the statistics, gamma, and the gradients of gamma and beta.
-    let whole = 6 + residual + shift + written;
+    let whole = 6 + residual + weights + shift + written;
     Needs {
         whole,
         few: Some(whole + 1),
         // The sums of the splits; their merge; the tensors' gradients with all parameters in one buffer.
         many: (5 + residual + shift)
             .max(6 + shift)
-            .max(3 + residual + written),
+            .max(3 + residual + weights + written),
     }
 }
 

@@ -15,11 +15,13 @@
 use cubecl::prelude::*;
 
 use super::access::{read, write};
-use super::element::{Affine, affine, centred, gradient, spread};
+use super::curves::or_zero;
+use super::element::{Affine, affine, centred, gradient, inverse_count, spread};
 use super::merge::{Partial, merge_few};
 use super::numbers::Numbers;
 use super::sums::{batch_terms, reduce_sums};
 use super::walk::{Geometry, Walk};
+use super::weighted::weight;
 use crate::blueprint::{GradientBlueprint, Merge, Parameters, Source};
 
 /// The gradients of the input and of the residual of everything that a cube walks over.
@@ -27,12 +29,13 @@ use crate::blueprint::{GradientBlueprint, Merge, Parameters, Source};
 /// `dx` may be `dy`: a unit reads an element before it writes it, and no other unit reads it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
+fn sweep<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     x: &[Vector<E, M>],
     dy: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     dx: &mut [Vector<E, M>],
     dresidual: &mut [Vector<E, M>],
+    weights: &[Vector<A, W>],
     affine: Affine<A, N>,
     b: Vector<A, N>,
     c: Vector<A, N>,
@@ -44,14 +47,16 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     let at_once = comptime!(shape.at_once);
     let mut walk = Walk::new(geometry, comptime!(shape.backwards));
     for _ in 0..walk.count / at_once {
-        step::<E, A, M, N>(
-            x, dy, residual, dx, dresidual, &mut walk, affine, b, c, numbers, at_once, blueprint,
+        step::<E, A, M, N, W>(
+            x, dy, residual, dx, dresidual, weights, &mut walk, affine, b, c, numbers, at_once,
+            blueprint,
         );
     }
     if comptime!(at_once > 1) {
         for _ in 0..walk.count % at_once {
-            step::<E, A, M, N>(
-                x, dy, residual, dx, dresidual, &mut walk, affine, b, c, numbers, 1usize, blueprint,
+            step::<E, A, M, N, W>(
+                x, dy, residual, dx, dresidual, weights, &mut walk, affine, b, c, numbers, 1usize,
+                blueprint,
             );
         }
     }
@@ -60,12 +65,13 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
 /// The gradients of the next few vectors.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn step<E: Numeric, A: Float, M: Size, N: Size>(
+fn step<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     x: &[Vector<E, M>],
     dy: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     dx: &mut [Vector<E, M>],
     dresidual: &mut [Vector<E, M>],
+    weights: &[Vector<A, W>],
     walk: &mut Walk,
     affine: Affine<A, N>,
     b: Vector<A, N>,
@@ -79,8 +85,17 @@ fn step<E: Numeric, A: Float, M: Size, N: Size>(
     let mut places = Sequence::<usize>::new();
     let mut values = Sequence::<Vector<A, N>>::new();
     let mut upstream = Sequence::<Vector<A, N>>::new();
+    let mut shares = Sequence::<Vector<A, N>>::new();
     #[unroll]
     for _ in 0..at_once {
+        if comptime!(element.weighting.any()) {
+            shares.push(weight::<A, W, N>(
+                weights,
+                walk.index,
+                walk.position,
+                element.weighting,
+            ));
+        }
         let i = walk.next(comptime!(shape.backwards), shape);
         places.push(i);
         values.push(read::<E, A, M, N>(x, i, shape));
@@ -98,7 +113,12 @@ fn step<E: Numeric, A: Float, M: Size, N: Size>(
         if comptime!(blueprint.input && blueprint.given()) {
             write::<E, A, M, N>(dx, i, affine.scale * grad, shape);
         } else if comptime!(blueprint.input) {
-            write::<E, A, M, N>(dx, i, affine.scale * (grad + (b * diff + c)), shape);
+            let batch = if comptime!(element.weighting.any()) {
+                or_zero::<A, N>(*shares.index(k), b * diff + c)
+            } else {
+                b * diff + c
+            };
+            write::<E, A, M, N>(dx, i, affine.scale * (grad + batch), shape);
         }
     }
 }
@@ -120,7 +140,7 @@ fn store_sums<A: Float, P: Size>(
 
 /// The gradients, from the sums of [`Source`].
 #[cube(launch_unchecked)]
-pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
+pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
     x: &[Vector<E, M>],
     dy: &[Vector<E, M>],
     residual: &[Vector<E, M>],
@@ -133,6 +153,7 @@ pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     partials: &[Vector<A, P>],
     dgamma: &mut [Vector<A, P>],
     dbeta: &mut [Vector<A, P>],
+    weights: &[Vector<A, W>],
     geometry: &Geometry,
     numbers: &Numbers,
     splits: usize,
@@ -177,14 +198,17 @@ pub(crate) fn gradients<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
                 center[channel + 5 * channels],
             )
         } else {
-            batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, numbers)
+            let parameters = comptime!(element.parameters);
+            let share = inverse_count::<A, P>(center, channel, channels, numbers, parameters);
+            batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, share)
         };
-        sweep::<E, A, M, N>(
+        sweep::<E, A, M, N, W>(
             x,
             dy,
             residual,
             dx,
             dresidual,
+            weights,
             wide,
             Vector::cast_from(b),
             Vector::cast_from(c),

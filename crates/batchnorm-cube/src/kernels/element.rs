@@ -3,7 +3,8 @@
 use cubecl::prelude::*;
 
 use super::access::read;
-use super::numbers::{Numbers, inverse_of_variance};
+use super::numbers::{Numbers, divisor, inverse_of_variance};
+use super::weighted::or_mean;
 use crate::activation::{activate, activation_grad};
 use crate::blueprint::{ElementBlueprint, Parameters};
 
@@ -47,7 +48,7 @@ pub(crate) fn affine<A: Float, P: Size>(
             shift: center[channel + 3 * channels],
         }
     } else {
-        let inv_std = if comptime!(parameters == Parameters::Batch) {
+        let inv_std = if comptime!(of_batch(parameters)) {
             center[channel + 3 * channels]
         } else if comptime!(parameters == Parameters::Packed) {
             inverse_of_variance::<A, P>(center[channel + 2 * channels], numbers)
@@ -71,12 +72,34 @@ pub(crate) fn affine<A: Float, P: Size>(
     }
 }
 
+/// Whether the statistics are those of a training forward.
+fn of_batch(parameters: Parameters) -> bool {
+    matches!(parameters, Parameters::Batch | Parameters::Weighted)
+}
+
 /// Whether the mean has a second part.
 fn two_parts(parameters: Parameters) -> bool {
     !matches!(parameters, Parameters::Apart | Parameters::Affine)
 }
 
-/// The same for every lane of a vector of the tensor.
+/// 1 over the values of a channel, or over the sum of their weights.
+#[cube]
+pub(crate) fn inverse_count<A: Float, P: Size>(
+    center: &[Vector<A, P>],
+    channel: usize,
+    channels: usize,
+    numbers: &Numbers,
+    #[comptime] parameters: Parameters,
+) -> Vector<A, P> {
+    if comptime!(parameters == Parameters::Weighted) {
+        let sum = divisor::<A, P>(center[channel + 4 * channels], numbers);
+        Vector::new(A::new(1.0)) / sum
+    } else {
+        Vector::new(numbers.inverse_count.get::<A>())
+    }
+}
+
+/// Parameters for every lane of a vector of the tensor.
 #[cube]
 pub(crate) fn spread<A: Float, P: Size, N: Size>(affine: Affine<A, P>) -> Affine<A, N> {
     Affine::<A, N> {
@@ -96,8 +119,13 @@ pub(crate) fn centred<A: Float, N: Size>(
     #[comptime] blueprint: ElementBlueprint,
 ) -> Vector<A, N> {
     let diff = x - affine.mean;
-    if comptime!(two_parts(blueprint.parameters)) {
+    let diff = if comptime!(two_parts(blueprint.parameters)) {
         diff - affine.low
+    } else {
+        diff
+    };
+    if comptime!(blueprint.weighting.any()) {
+        or_mean::<A, N>(x, diff)
     } else {
         diff
     }

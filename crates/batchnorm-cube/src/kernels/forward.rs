@@ -14,8 +14,8 @@ use super::numbers::{Numbers, inverse_of_deviation};
 use super::walk::{Geometry, Walk};
 use crate::blueprint::{CubeShape, ElementBlueprint, Merge, Source, TrainBlueprint};
 
-/// Writes the statistics of a channel: rows of the mean, of what rounding took from it and of the variance, and with `train` of the inverse
-/// deviation; and the running ones. The inverse deviation.
+/// Writes the statistics of a channel: rows of the mean, of what rounding took from it and of the variance, with `train` of the inverse
+/// deviation, and with `weighted` of the sum of the weights; and the running ones.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn store_statistics<A: Float, P: Size>(
@@ -29,6 +29,7 @@ fn store_statistics<A: Float, P: Size>(
     channels: usize,
     numbers: &Numbers,
     #[comptime] train: bool,
+    #[comptime] weighted: bool,
     #[comptime] update: bool,
 ) {
     let variance = part.second * part.second;
@@ -38,20 +39,23 @@ fn store_statistics<A: Float, P: Size>(
     if comptime!(train) {
         statistics[channel + 3 * channels] = inverse_of_deviation::<A, P>(part.second, numbers);
     }
+    if comptime!(weighted) {
+        statistics[channel + 4 * channels] = part.count;
+    }
     if comptime!(update) {
         let keep = numbers.keep.get::<A>();
         let add_mean = numbers.add_mean.get::<A>();
         let add_variance = numbers.add_variance.get::<A>();
-        let old = weighted::<A, P>(old_mean[channel], keep);
-        new_mean[channel] = old + weighted::<A, P>(part.first, add_mean);
-        let old = weighted::<A, P>(old_variance[channel], keep);
-        new_variance[channel] = old + weighted::<A, P>(variance, add_variance);
+        let old = times::<A, P>(old_mean[channel], keep);
+        new_mean[channel] = old + times::<A, P>(part.first, add_mean);
+        let old = times::<A, P>(old_variance[channel], keep);
+        new_variance[channel] = old + times::<A, P>(variance, add_variance);
     }
 }
 
-/// `weight * value`, where a weight of 0 also drops NaN and infinity.
+/// `value * weight`, where a weight of 0 also drops NaN and infinity.
 #[cube]
-fn weighted<A: Float, P: Size>(value: Vector<A, P>, weight: A) -> Vector<A, P> {
+fn times<A: Float, P: Size>(value: Vector<A, P>, weight: A) -> Vector<A, P> {
     let zero = Vector::new(A::new(0.0));
     select(weight == A::new(0.0), zero, value * Vector::new(weight))
 }
@@ -158,6 +162,7 @@ pub(crate) fn finish<A: Float, P: Size>(
     geometry: &Geometry,
     numbers: &Numbers,
     #[comptime] train: bool,
+    #[comptime] weighted: bool,
     #[comptime] update: bool,
     #[comptime] shape: CubeShape,
     #[define(A)] _dtype: ElemType,
@@ -177,6 +182,7 @@ pub(crate) fn finish<A: Float, P: Size>(
             geometry.channels,
             numbers,
             train,
+            weighted,
             update,
         );
     }
@@ -184,7 +190,7 @@ pub(crate) fn finish<A: Float, P: Size>(
 
 /// The forward from the cube's own moments or from those of a few splits.
 #[cube(launch_unchecked)]
-pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
+pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
     x: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     y: &mut [Vector<E, M>],
@@ -196,6 +202,7 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     statistics: &mut [Vector<A, P>],
     new_mean: &mut [Vector<A, P>],
     new_variance: &mut [Vector<A, P>],
+    weights: &[Vector<A, W>],
     geometry: &Geometry,
     numbers: &Numbers,
     splits: usize,
@@ -203,9 +210,10 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let shape = comptime!(blueprint.element.shape);
+    let weighting = comptime!(blueprint.element.weighting);
     let walk = Walk::new(geometry, comptime!(shape.backwards));
     let part = if comptime!(blueprint.source == Source::Tensor) {
-        reduce::<E, A, M, N, P>(x, geometry, numbers, shape)
+        reduce::<E, A, M, N, P, W>(x, weights, geometry, numbers, weighting, shape)
     } else {
         merge_few::<A, P>(
             partials,
@@ -228,6 +236,7 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
             geometry.channels,
             numbers,
             true,
+            comptime!(weighting.any()),
             comptime!(blueprint.update),
         );
     }

@@ -1,6 +1,6 @@
 //! How partial results become one.
 //!
-//! A partial result is of two kinds. Sums are merged by addition. Moments are a count, a mean in two parts (a float and what rounding took
+//! A partial result is of two kinds. Sums are merged by addition. Moments are a count (or the sum of weights), a mean in two parts (a float and what rounding took
 //! from it: an outlier in front of many small values costs them no digit) and a standard deviation; they are merged by Chan's formula,
 //!
 //! ```text
@@ -30,7 +30,7 @@
 
 use cubecl::prelude::*;
 
-use super::numbers::{Numbers, root_of_squares, two_sum};
+use super::numbers::{Numbers, divisor, root_of_squares, two_sum};
 use super::walk::{Geometry, Walk};
 use crate::blueprint::{CubeShape, Merge};
 
@@ -38,8 +38,8 @@ use crate::blueprint::{CubeShape, Merge};
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(crate) struct Partial<A: Float, N: Size> {
-    /// Values per lane; of moments only.
-    pub count: A,
+    /// The values of each lane, or the sum of their weights; of moments only.
+    pub count: Vector<A, N>,
     /// The mean, or the first sum.
     pub first: Vector<A, N>,
     /// What rounding took from the mean; of moments only.
@@ -54,7 +54,7 @@ impl<A: Float, N: Size> Partial<A, N> {
     pub fn empty() -> Partial<A, N> {
         let zero = Vector::new(A::new(0.0));
         Partial::<A, N> {
-            count: A::new(0.0),
+            count: zero,
             first: zero,
             low: zero,
             second: zero,
@@ -63,10 +63,11 @@ impl<A: Float, N: Size> Partial<A, N> {
 
     /// Of two sums.
     pub fn sums(first: Vector<A, N>, second: Vector<A, N>) -> Partial<A, N> {
+        let zero = Vector::new(A::new(0.0));
         Partial::<A, N> {
-            count: A::new(0.0),
+            count: zero,
             first,
-            low: Vector::new(A::new(0.0)),
+            low: zero,
             second,
         }
     }
@@ -79,8 +80,8 @@ impl<A: Float, N: Size> Partial<A, N> {
         } else {
             let count = self.count + other.count;
             // Of two empty parts the weight is 0, not NaN.
-            let weight = other.count / max(count, A::new(1.0));
-            let rest = A::new(1.0) - weight;
+            let weight = other.count / divisor::<A, N>(count, numbers);
+            let rest = Vector::new(A::new(1.0)) - weight;
             let delta = (other.first - self.first) + (other.low - self.low);
             let second = root_of_squares::<A, N>(
                 self.second,
@@ -91,13 +92,13 @@ impl<A: Float, N: Size> Partial<A, N> {
                 weight * rest,
                 numbers,
             );
-            let step = delta * Vector::new(weight);
+            let step = delta * weight;
             let (first, low) = two_sum::<A, N>(self.first, self.low + step, numbers);
             // The sum of nothing and a mean in two parts would be rounded to one.
-            let fresh = self.count == A::new(0.0);
-            self.first = select(fresh, other.first, first);
-            self.low = select(fresh, other.low, low);
-            self.second = select(fresh, other.second, second);
+            let fresh = self.count.equal(&Vector::new(A::new(0.0)));
+            self.first = select_many(fresh, other.first, first);
+            self.low = select_many(fresh, other.low, low);
+            self.second = select_many(fresh, other.second, second);
             self.count = count;
         }
     }
@@ -135,7 +136,7 @@ pub(crate) fn merge_lanes<A: Float, N: Size, P: Size>(
 ) -> Partial<A, P> {
     if comptime!(shape.columns) {
         Partial::<A, P> {
-            count: part.count,
+            count: Vector::cast_from(part.count),
             first: Vector::cast_from(part.first),
             low: Vector::cast_from(part.low),
             second: Vector::cast_from(part.second),
@@ -156,7 +157,7 @@ fn lane<A: Float, N: Size, P: Size>(
     #[comptime] index: usize,
 ) -> Partial<A, P> {
     Partial::<A, P> {
-        count: part.count,
+        count: Vector::new(part.count.extract(index)),
         first: Vector::new(part.first.extract(index)),
         low: Vector::new(part.low.extract(index)),
         second: Vector::new(part.second.extract(index)),
@@ -203,7 +204,7 @@ fn merge_planes<A: Float, P: Size>(
         Merge::Moments => parts,
         Merge::Sums => 1,
     });
-    let mut counts = Shared::<[A]>::new_slice(moments);
+    let mut counts = Shared::<[Vector<A, P>]>::new_slice(moments);
     let mut lows = Shared::<[Vector<A, P>]>::new_slice(moments);
     let mut firsts = Shared::<[Vector<A, P>]>::new_slice(parts);
     let mut seconds = Shared::<[Vector<A, P>]>::new_slice(parts);
@@ -270,7 +271,7 @@ pub(crate) fn store<A: Float, P: Size>(
         partials[index + plane] = part.second;
         if comptime!(kind == Merge::Moments) {
             partials[index + 2 * plane] = part.low;
-            partials[index + 3 * plane] = Vector::new(part.count);
+            partials[index + 3 * plane] = part.count;
         }
     }
 }
@@ -285,7 +286,7 @@ fn load<A: Float, P: Size>(
     let mut part = Partial::<A, P>::sums(partials[index], partials[index + plane]);
     if comptime!(kind == Merge::Moments) {
         part.low = partials[index + 2 * plane];
-        part.count = partials[index + 3 * plane].extract(0usize);
+        part.count = partials[index + 3 * plane];
     }
     part
 }

@@ -1,5 +1,5 @@
 //! The kernels. `walk.rs` says which unit reads what, `access.rs` how; `moments.rs`, `sums.rs` and `merge.rs` reduce, `element.rs` is what
-//! happens to a single vector, `forward.rs` and `backward.rs` put them together.
+//! happens to a single vector, `forward.rs` and `backward.rs` put them together; `weighted.rs` is what weights of positions change.
 
 pub(crate) mod access;
 pub(crate) mod backward;
@@ -11,3 +11,4 @@ pub(crate) mod moments;
 pub(crate) mod numbers;
 pub(crate) mod sums;
 pub(crate) mod walk;
+pub(crate) mod weighted;

@@ -64,15 +64,22 @@ pub(crate) fn magnitude<A: Float, N: Size>(v: Vector<A, N>) -> Vector<A, N> {
     select_many(v.less_than(&zero), zero - v, v)
 }
 
+/// What is safe to divide by: 0 becomes the smallest normal number, so that `0 / 0` is 0.
+#[cube]
+pub(crate) fn divisor<A: Float, N: Size>(v: Vector<A, N>, numbers: &Numbers) -> Vector<A, N> {
+    let least = Vector::new(numbers.least.get::<A>());
+    select_many(v.less_than(&least), least, v)
+}
+
 /// The root of `a^2 wa + b^2 wb + c^2 wc`, without overflow or underflow of the squares.
 #[cube]
 pub(crate) fn root_of_squares<A: Float, N: Size>(
     a: Vector<A, N>,
-    wa: A,
+    wa: Vector<A, N>,
     b: Vector<A, N>,
-    wb: A,
+    wb: Vector<A, N>,
     c: Vector<A, N>,
-    wc: A,
+    wc: Vector<A, N>,
     numbers: &Numbers,
 ) -> Vector<A, N> {
     let size = magnitude::<A, N>(a) + magnitude::<A, N>(b) + magnitude::<A, N>(c);
@@ -86,7 +93,7 @@ pub(crate) fn root_of_squares<A: Float, N: Size>(
     let a = a * scale;
     let b = b * scale;
     let c = c * scale;
-    let squares = a * a * Vector::new(wa) + b * b * Vector::new(wb) + c * c * Vector::new(wc);
+    let squares = a * a * wa + b * b * wb + c * c * wc;
     squares.sqrt() * back
 }
 

@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 use super::access::{read, write};
-use super::element::{Affine, affine, centred, gradient, spread};
+use super::element::{Affine, affine, centred, gradient, inverse_count, spread};
 use super::merge::{Partial, merge_lanes, merge_many, merge_units, store};
 use super::moments::BLOCK;
 use super::numbers::Numbers;
@@ -170,7 +170,8 @@ pub(crate) fn sums_finish<A: Float, P: Size>(
         dgamma[channel] = gamma_grad;
         dbeta[channel] = sums.first;
         if comptime!(prepare) {
-            let (b, c) = batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, numbers);
+            let share = inverse_count::<A, P>(center, channel, channels, numbers, parameters);
+            let (b, c) = batch_terms::<A, P>(gamma_grad, sums.first, affine.inv_std, share);
             prepared[channel] = affine.mean;
             prepared[channel + channels] = affine.low;
             prepared[channel + 2 * channels] = affine.scale;
@@ -187,8 +188,8 @@ pub(crate) fn batch_terms<A: Float, P: Size>(
     dgamma: Vector<A, P>,
     dbeta: Vector<A, P>,
     inv_std: Vector<A, P>,
-    numbers: &Numbers,
+    inverse_count: Vector<A, P>,
 ) -> (Vector<A, P>, Vector<A, P>) {
-    let share = Vector::new(A::new(-1.0) * numbers.inverse_count.get::<A>());
+    let share = Vector::new(A::new(-1.0)) * inverse_count;
     (share * dgamma * inv_std, share * dbeta)
 }

@@ -60,6 +60,8 @@ pub(crate) struct Walk {
     pub count: usize,
     /// Index of the current vector.
     pub index: usize,
+    /// Its place in the sequence of its channel.
+    pub position: usize,
     /// Index of the channel's parameters: a valid one even where `count` is 0.
     pub channel: usize,
     /// Index of the split.
@@ -68,6 +70,7 @@ pub(crate) struct Walk {
     pub writes: bool,
     within: usize,
     row: usize,
+    lanes: usize,
     step: usize,
     jump: usize,
     jump_over: usize,
@@ -105,11 +108,13 @@ impl Walk {
         Walk {
             count,
             index: row * geometry.stride + channel * geometry.channel_stride + within,
+            position: start,
             channel,
             split,
             writes: lane == 0 && inside,
             within,
             row: geometry.row,
+            lanes: geometry.lanes,
             step: geometry.step,
             jump: geometry.jump,
             jump_over: geometry.jump + geometry.stride - geometry.row,
@@ -127,6 +132,11 @@ impl Walk {
 
     /// To the next vector.
     fn advance(&mut self, #[comptime] backwards: bool, #[comptime] shape: CubeShape) {
+        if comptime!(backwards) {
+            self.position -= self.lanes;
+        } else {
+            self.position += self.lanes;
+        }
         if comptime!(shape.columns && backwards) {
             self.index -= self.jump;
         } else if comptime!(shape.columns) {

@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use crate::device::{
     Random, download, download_tensor, empty, empty_tensor, rounded, upload, upload_tensor,
 };
+use crate::positions::Positions;
 use crate::reference;
 
 /// What is tried.
@@ -18,6 +19,7 @@ pub struct Case {
     pub activation: Activation,
     pub residual: bool,
     pub in_place: bool,
+    pub positions: Positions,
 }
 
 impl Case {
@@ -30,6 +32,7 @@ impl Case {
             activation: Activation::None,
             residual: false,
             in_place: false,
+            positions: Positions::Even,
         }
     }
 
@@ -60,7 +63,7 @@ pub fn close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
 const EPSILON: f64 = 1e-5;
 const FACTOR: f64 = 0.1;
 
-/// Runs the case through `train` and `train_backward`; the number of launches of both.
+/// Runs the case through `train` and `train_backward`, or their weighted forms; the number of launches of both.
 pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let Case {
         layout,
@@ -71,7 +74,6 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     } = case;
     let (forward_tolerance, backward_tolerance) = case.tolerances();
     let (len, channels) = (layout.len(), layout.channels);
-    let n = layout.samples_per_channel() as f64;
     let problem = Problem {
         strategy: case.strategy,
         ..Problem::new(layout, element)
@@ -79,7 +81,9 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let float = element.accumulator();
 
     let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ len as u64);
-    let x = rounded(element, random.normal(len, case.mean, 1.0));
+    let mut x = rounded(element, random.normal(len, case.mean, 1.0));
+    let weights = rounded(float, case.positions.weights(layout));
+    case.positions.spoil(&weights, &mut x);
     let dy = rounded(element, random.normal(len, 0.2, 1.0));
     let residual = match case.residual {
         true => rounded(element, random.normal(len, 0.1, 0.5)),
@@ -91,9 +95,9 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let old_var = rounded(float, random.normal(channels, 2.0, 0.1));
 
     // The oracle.
-    let moments = reference::moments(layout, &x);
-    let mean: Vec<f64> = moments.iter().map(|m| m.0).collect();
-    let variance: Vec<f64> = moments.iter().map(|m| m.1).collect();
+    let [sums, mean, variance] = reference::moments(layout, &x, &weights);
+    let given = x;
+    let x = reference::finite(layout, &given, &mean);
     let inv_std: Vec<f64> = variance
         .iter()
         .map(|v| 1.0 / (v + EPSILON).sqrt())
@@ -116,9 +120,10 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let dx: Vec<f64> = (0..len)
         .map(|i| {
             let c = reference::channel(layout, i);
-            scale[c] * (g[i] - dbeta[c] / n - xhat[i] * dgamma[c] / n)
+            scale[c] * (g[i] - weights[i] / sums[c] * (dbeta[c] + xhat[i] * dgamma[c]))
         })
         .collect();
+    let n = layout.samples_per_channel() as f64;
     let correction = if n > 1.0 { n / (n - 1.0) } else { 1.0 };
     let blend = |old: &[f64], new: &[f64], factor: f64| -> Vec<f64> {
         old.iter()
@@ -128,7 +133,8 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     };
 
     // The device.
-    let [x_in, dy_in] = [&x, &dy].map(|values| upload_tensor(client, element, layout, values));
+    let [x_in, dy_in] = [&given, &dy].map(|values| upload_tensor(client, element, layout, values));
+    let weights_in = case.positions.upload(client, float, layout, &weights);
     let [gamma, beta, old_mean_in, old_var_in] =
         [&gamma, &beta, &old_mean, &old_var].map(|values| upload(client, float, values));
     let residual_in = case
@@ -137,7 +143,8 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let [y_out, dx_out, dresidual] = [(); 3].map(|()| empty_tensor(client, element, layout));
     let [new_mean, new_var, dgamma_out, dbeta_out] =
         [(); 4].map(|()| empty(client, float, channels));
-    let statistics = empty(client, float, 4 * channels);
+    let rows = 4 + usize::from(weights_in.is_some());
+    let statistics = empty(client, float, rows * channels);
 
     let affine = Affine {
         gamma: &gamma,
@@ -159,7 +166,7 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
 
     // The backward needs x: the forward in place gets a copy.
     let forward_in = if in_place {
-        upload_tensor(client, element, layout, &x)
+        upload_tensor(client, element, layout, &given)
     } else {
         x_in.clone()
     };
@@ -172,16 +179,18 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
         y: target,
         statistics: &statistics,
     };
-    let forward = train(
-        client,
-        problem,
-        &forward_in,
-        affine,
-        Some(running),
-        EPSILON,
-        epilogue,
-        out,
-    )
+    let (x_in_place, running) = (&forward_in, Some(running));
+    let handles = weights_in
+        .as_ref()
+        .map(|weights| case.positions.handle(weights));
+    let forward = match handles {
+        None => train(
+            client, problem, x_in_place, affine, running, EPSILON, epilogue, out,
+        ),
+        Some(weights) => train_weighted(
+            client, problem, x_in_place, weights, affine, running, EPSILON, epilogue, out,
+        ),
+    }
     .unwrap();
 
     let spread = |values: &[f64]| values.iter().fold(1.0f64, |a, b| a.max(b.abs()));
@@ -200,6 +209,9 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     }
     close("variance", rows[2], &variance, 2e-5);
     close("inv_std", rows[3], &inv_std, 2e-5);
+    if let Some(row) = rows.get(4) {
+        close("sum of weights", row, &sums, 1e-6);
+    }
     close(
         "new_running_mean",
         &download(client, float, &new_mean),
@@ -224,16 +236,30 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
         beta: Some(&dbeta_out),
         residual: Some(&dresidual),
     };
-    let backward = train_backward(
-        client,
-        problem,
-        &x_in,
-        &dy_in,
-        affine,
-        &statistics,
-        epilogue,
-        out,
-    )
+    let (x_in, dy_all) = (&x_in, &dy_in);
+    let backward = match handles {
+        None => train_backward(
+            client,
+            problem,
+            x_in,
+            dy_all,
+            affine,
+            &statistics,
+            epilogue,
+            out,
+        ),
+        Some(weights) => train_weighted_backward(
+            client,
+            problem,
+            x_in,
+            weights,
+            dy_all,
+            affine,
+            &statistics,
+            epilogue,
+            out,
+        ),
+    }
     .unwrap();
     // A value whose activation argument is a rounding error away from a kink may fall on either side of it.
     let kinked = argument.iter().any(|v| {

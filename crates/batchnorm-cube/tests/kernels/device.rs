@@ -198,7 +198,8 @@ pub fn empty(client: &Client, element: Element, len: usize) -> Handle {
 pub struct Random(pub u64);
 
 impl Random {
-    fn uniform(&mut self) -> f64 {
+    /// From 0 to 1.
+    pub fn uniform(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -7,16 +7,19 @@ mod extremes;
 mod long;
 mod numbers;
 mod planes;
+mod positions;
 mod primitives;
 mod reference;
 mod strides;
 mod support;
 mod training;
+mod weights;
 
 use batchnorm_cube::{Activation, Element, Layout, Problem, Strategy};
 use case::{Case, check_train};
 use cubecl::prelude::*;
 use device::client;
+use positions::Positions;
 use training::{SHAPES, Training};
 
 /// One shape per line of the suite, the large ones scaled down in their outer dimension.
@@ -174,6 +177,9 @@ fn other_types() {
                     ..case
                 },
             );
+            for positions in [Positions::Shared, Positions::Own] {
+                check_train(&client, Case { positions, ..case });
+            }
         }
     }
 }
@@ -248,8 +254,11 @@ fn check_cuts(client: &Client, strategy: Strategy) {
             mean: 1e4,
             activation: Activation::LeakyRelu(0.1),
             residual: true,
+            strategy,
             ..Case::new(outer, channels, inner)
         };
-        check_train(client, Case { strategy, ..case });
+        for positions in Positions::ALL {
+            check_train(client, Case { positions, ..case });
+        }
     }
 }

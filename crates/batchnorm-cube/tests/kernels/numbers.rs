@@ -1,9 +1,11 @@
-//! Numbers that are easily lost: constant channels, outliers, NaN, huge magnitudes, weights of 0 and 1.
+//! Numbers that are easily lost: constant channels, outliers, NaN, huge magnitudes, running weights of 0 and 1. With weights of positions
+//! too, of which no value is left out here.
 
 use batchnorm_cube::*;
 use cubecl::prelude::*;
 
 use crate::device::{Random, client, download, empty, upload};
+use crate::positions::Positions;
 
 const F32: Element = Element::F32;
 
@@ -16,13 +18,14 @@ struct Forward {
 }
 
 /// What is done with an input.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Step {
     epsilon: f64,
     /// The running statistics before.
     running: f64,
     keep: f64,
     add: f64,
+    positions: Positions,
 }
 
 const STEP: Step = Step {
@@ -30,7 +33,11 @@ const STEP: Step = Step {
     running: 1.0,
     keep: 0.5,
     add: 0.5,
+    positions: Positions::Even,
 };
+
+/// What all positions weigh, if they do; sums of it are exact.
+const WEIGHT: f64 = 0.75;
 
 /// A forward with gamma 2 and beta 0.25.
 fn forward(client: &Client, layout: Layout, x: &[f64], step: Step) -> Forward {
@@ -41,7 +48,7 @@ fn forward(client: &Client, layout: Layout, x: &[f64], step: Step) -> Forward {
         [2.0, 0.25, step.running].map(|v| upload(client, F32, &vec![v; channels]));
     let y = empty(client, F32, layout.len());
     let [new_mean, new_variance] = [(); 2].map(|()| empty(client, F32, channels));
-    let statistics = empty(client, F32, 4 * channels);
+    let statistics = empty(client, F32, 5 * channels);
     let affine = Affine {
         gamma: &gamma,
         beta: &beta,
@@ -59,16 +66,18 @@ fn forward(client: &Client, layout: Layout, x: &[f64], step: Step) -> Forward {
         y: Target::To(&y),
         statistics: &statistics,
     };
-    train(
-        client,
-        problem,
-        &x,
-        affine,
-        Some(running),
-        step.epsilon,
-        Epilogue::default(),
-        out,
-    )
+    let weights = vec![WEIGHT; layout.len()];
+    let weights = step.positions.upload(client, F32, layout, &weights);
+    let (running, epsilon, epilogue) = (Some(running), step.epsilon, Epilogue::default());
+    match &weights {
+        None => train(client, problem, &x, affine, running, epsilon, epilogue, out),
+        Some(weights) => {
+            let weights = step.positions.handle(weights);
+            train_weighted(
+                client, problem, &x, weights, affine, running, epsilon, epilogue, out,
+            )
+        }
+    }
     .unwrap();
     let [y, statistics, running_mean, running_var] =
         [&y, &statistics, &new_mean, &new_variance].map(|h| download(client, F32, h));
@@ -92,6 +101,13 @@ fn layouts() -> [Layout; 5] {
     ]
 }
 
+/// A step on every layout, with and without weights.
+fn steps() -> impl Iterator<Item = (Layout, Step)> {
+    layouts()
+        .into_iter()
+        .flat_map(|layout| Positions::ALL.map(|positions| (layout, Step { positions, ..STEP })))
+}
+
 fn channel(layout: Layout, i: usize) -> usize {
     i / layout.inner % layout.channels
 }
@@ -99,13 +115,13 @@ fn channel(layout: Layout, i: usize) -> usize {
 #[test]
 fn constant_channels_give_beta_exactly() {
     let Some(client) = client() else { return };
-    for layout in layouts() {
+    for (layout, step) in steps() {
         for value in [0.1, -12345.678, 1e30, 3e-39] {
             // The smaller ones are 0 in f32, or flushed to it: 1 / sqrt(0) is infinite.
             for epsilon in [1e-5, 1e-40, f64::MIN_POSITIVE, 0.0] {
-                let step = Step { epsilon, ..STEP };
+                let step = Step { epsilon, ..step };
                 let out = forward(&client, layout, &vec![value; layout.len()], step);
-                let what = || format!("{layout:?} of {value}, epsilon {epsilon}");
+                let what = || format!("{layout:?} of {value}, epsilon {epsilon}, {step:?}");
                 assert!(out.y.iter().all(|y| *y == 0.25), "{}", what());
                 assert!(out.variance.iter().all(|v| *v == 0.0), "{}", what());
             }
@@ -162,10 +178,10 @@ fn weights_of_zero_and_one_ignore_what_they_drop() {
 #[test]
 fn nan_stays_in_its_channel() {
     let Some(client) = client() else { return };
-    for layout in layouts() {
+    for (layout, step) in steps() {
         let mut x = Random(5).normal(layout.len(), 1.0, 1.0);
         x[layout.inner] = f64::NAN; // the first value of channel 1
-        let out = forward(&client, layout, &x, STEP);
+        let out = forward(&client, layout, &x, step);
         for (i, y) in out.y.iter().enumerate() {
             assert_eq!(y.is_nan(), channel(layout, i) == 1, "{layout:?} at {i}");
         }
@@ -206,16 +222,19 @@ fn an_outlier_costs_no_digits() {
                 x[row * layout.inner + place % layout.inner] = outlier;
             }
             let exact: Vec<f64> = x.iter().map(|v| *v as f32 as f64).collect();
-            let expected = crate::reference::moments(layout, &exact);
-            let out = forward(&client, layout, &x, STEP);
-            for (c, (mean, variance)) in expected.into_iter().enumerate() {
-                let what = || format!("{layout:?}, {outlier} at {place}");
-                let off = (out.variance[c] / variance - 1.0).abs();
-                assert!(off < 5e-5, "{}: variance off by {off:e}", what());
-                // Some ulps of the outlier's share, and of the mean.
-                let allowed = 1e-6 * (mean.abs() + outlier.abs() / n as f64);
-                let off = (out.mean[c] - mean).abs();
-                assert!(off < allowed, "{}: mean {} for {mean}", what(), out.mean[c]);
+            let ones = vec![1.0; layout.len()];
+            let [_, means, variances] = crate::reference::moments(layout, &exact, &ones);
+            for positions in Positions::ALL {
+                let out = forward(&client, layout, &x, Step { positions, ..STEP });
+                for (c, (mean, variance)) in means.iter().zip(&variances).enumerate() {
+                    let what = || format!("{layout:?}, {outlier} at {place}, {positions:?}");
+                    let off = (out.variance[c] / variance - 1.0).abs();
+                    assert!(off < 5e-5, "{}: variance off by {off:e}", what());
+                    // Some ulps of the outlier's share, and of the mean.
+                    let allowed = 1e-6 * (mean.abs() + outlier.abs() / n as f64);
+                    let off = (out.mean[c] - mean).abs();
+                    assert!(off < allowed, "{}: mean {} for {mean}", what(), out.mean[c]);
+                }
             }
         }
     }
@@ -225,7 +244,7 @@ fn an_outlier_costs_no_digits() {
 #[test]
 fn large_magnitudes() {
     let Some(client) = client() else { return };
-    for layout in layouts() {
+    for (layout, step) in steps() {
         let small = Random(9).normal(layout.len(), 1.0, 1.0);
         for exponent in [55, 67, 110] {
             for every in [true, false] {
@@ -235,7 +254,7 @@ fn large_magnitudes() {
                         false => small[i],
                     })
                     .collect();
-                let [small, large] = [&small, &large].map(|x| forward(&client, layout, x, STEP));
+                let [small, large] = [&small, &large].map(|x| forward(&client, layout, x, step));
                 for (i, (a, b)) in small.y.iter().zip(&large.y).enumerate() {
                     let off = (a - b).abs();
                     assert!(off < 1e-4, "{layout:?}, 2^{exponent}, {i}: {a} and {b}");
@@ -254,9 +273,9 @@ fn large_magnitudes() {
 #[test]
 fn results_are_the_same_every_time() {
     let Some(client) = client() else { return };
-    for layout in layouts() {
+    for (layout, step) in steps() {
         let x = Random(11).normal(layout.len(), 1.0, 1.0);
-        let [a, b] = [(); 2].map(|()| forward(&client, layout, &x, STEP));
+        let [a, b] = [(); 2].map(|()| forward(&client, layout, &x, step));
         assert_eq!((a.y, a.variance), (b.y, b.variance));
     }
 }

@@ -66,24 +66,43 @@ fn normal(v: f64) -> f64 {
     0.5 + density(v) * sum
 }
 
-/// Per channel `(mean, biased variance)`.
-pub fn moments(layout: Layout, x: &[f64]) -> Vec<(f64, f64)> {
-    let n = layout.samples_per_channel() as f64;
-    let ones = vec![1.0; x.len()];
-    // Around the first value, so that a large mean costs no digit of the f64 either.
+/// Per channel the sum of the weights, the mean and the biased variance.
+pub fn moments(layout: Layout, x: &[f64], weights: &[f64]) -> [Vec<f64>; 3] {
+    // Around one of the values, so that a large mean costs no digit of the f64 either.
     let around = |centre: &[f64]| -> Vec<f64> {
-        let centred = |i| x[i] - centre[channel(layout, i)];
+        let centred = |i| match weights[i] > 0.0 {
+            true => x[i] - centre[channel(layout, i)],
+            false => 0.0,
+        };
         (0..x.len()).map(centred).collect()
     };
-    let first: Vec<f64> = (0..layout.channels).map(|c| x[c * layout.inner]).collect();
-    let (offsets, _) = sums(layout, &around(&first), &ones);
-    let mean: Vec<f64> = first.iter().zip(offsets).map(|(f, o)| f + o / n).collect();
-    let centred = around(&mean);
-    let (_, m2) = sums(layout, &centred, &centred);
-    mean.into_iter()
-        .zip(m2)
-        .map(|(mean, m2)| (mean, m2 / n))
-        .collect()
+    let mut some = vec![0.0; layout.channels];
+    for i in (0..x.len()).filter(|i| weights[*i] > 0.0) {
+        some[channel(layout, i)] = x[i];
+    }
+    let offsets = around(&some);
+    let (weight, _) = sums(layout, weights, &offsets);
+    let average = |values: &[f64]| -> Vec<f64> {
+        let (_, sums) = sums(layout, values, weights);
+        sums.iter().zip(&weight).map(|(sum, w)| sum / w).collect()
+    };
+    let mean: Vec<f64> = some
+        .iter()
+        .zip(average(&offsets))
+        .map(|(some, offset)| some + offset)
+        .collect();
+    let squares: Vec<f64> = around(&mean).iter().map(|d| d * d).collect();
+    let variance = average(&squares);
+    [weight, mean, variance]
+}
+
+/// The values, with the mean of the channel where one is not finite.
+pub fn finite(layout: Layout, x: &[f64], mean: &[f64]) -> Vec<f64> {
+    let or_mean = |(i, x): (usize, &f64)| match x.is_finite() {
+        true => *x,
+        false => mean[channel(layout, i)],
+    };
+    x.iter().enumerate().map(or_mean).collect()
 }
 
 /// The channel of an element.

@@ -4,6 +4,7 @@ use batchnorm_cube::*;
 
 use crate::case::{Case, check_train};
 use crate::device::client;
+use crate::positions::Positions;
 
 fn check(layout: Layout) {
     let Some(client) = client() else { return };
@@ -13,14 +14,16 @@ fn check(layout: Layout) {
             strategy,
             ..Case::new(1, 1, 1)
         };
-        check_train(&client, case);
-        let case = Case {
+        let activated = Case {
             activation: Activation::Relu,
             residual: true,
             in_place: true,
             ..case
         };
-        check_train(&client, case);
+        check_train(&client, activated);
+        for positions in Positions::ALL {
+            check_train(&client, Case { positions, ..case });
+        }
     }
 }
 

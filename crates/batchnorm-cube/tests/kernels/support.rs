@@ -10,6 +10,7 @@ use cubecl::profile::TimingMethod;
 
 use crate::case::{Case, check_train};
 use crate::device::{client, client_with_bindings};
+use crate::positions::Positions;
 
 /// A card with so many bindings and buffers of so many bytes.
 fn card(bindings: u32, buffer: u64) -> DeviceProperties {
@@ -44,10 +45,16 @@ fn card(bindings: u32, buffer: u64) -> DeviceProperties {
     properties
 }
 
-fn operations(residual: bool) -> [Operation; 6] {
+fn operations(residual: bool) -> [Operation; 8] {
+    let weights = [false, true];
+    let [train, train_weighted] = weights.map(|weights| Operation::Train { residual, weights });
+    let [backward, backward_weighted] =
+        weights.map(|weights| Operation::TrainBackward { residual, weights });
     [
-        Operation::Train { residual },
-        Operation::TrainBackward { residual },
+        train,
+        backward,
+        train_weighted,
+        backward_weighted,
         Operation::Moments,
         Operation::Normalize { residual },
         Operation::NormalizeBackward { residual },
@@ -75,11 +82,8 @@ fn few_bindings() {
             assert_eq!(supports(&card(31, 1 << 30), &problem, operation), Ok(()));
             assert!(supports(&card(1, 1 << 30), &problem, operation).is_err());
         }
-        let residual = true;
-        for training in [
-            Operation::Train { residual },
-            Operation::TrainBackward { residual },
-        ] {
+        for training in &operations(true)[..4] {
+            let training = *training;
             assert_eq!(supports(&card(7, 1 << 30), &problem, training), Ok(()));
         }
     }
@@ -141,10 +145,12 @@ fn what_is_supported_runs() {
                     ..Case::new(outer, channels, inner)
                 };
                 let problem = Problem::new(case.layout, case.element);
-                let [forward, backward, ..] = operations(residual);
-                let ask = |operation| supports(properties, &problem, operation).is_ok();
-                assert!(ask(forward) && ask(backward), "{bindings}");
-                check_train(&client, case);
+                let ask = |operation: &Operation| supports(properties, &problem, *operation);
+                let training = &operations(residual)[..4];
+                assert!(training.iter().all(|op| ask(op).is_ok()), "{bindings}");
+                for positions in [Positions::Even, Positions::Shared] {
+                    check_train(&client, Case { positions, ..case });
+                }
             }
         }
     }

@@ -1,12 +1,14 @@
 //! How the tensors of an operation lie in memory, and what the kernels can do with that.
 
-use batchnorm_cube::{Element, Layout, Operation, Problem, supports};
-use burn::tensor::{DType, Device};
+use batchnorm_cube::{Element, Layout, Operation, Problem, Weights, supports};
+use burn::tensor::{DType, Device, Shape};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::permute;
+use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::RuntimeId;
 
+use crate::ops::{Maybe, composed};
 use crate::view::View;
 
 /// The largest tensor, in bytes, that kernels of the device can bind; None where it is no CubeCL device.
@@ -81,10 +83,68 @@ pub(super) fn in_one_order<const N: usize>(
     (into_contiguous(x), others)
 }
 
+/// Weights of positions as the kernels read them, in the type that is computed in. At most one of both.
+#[derive(Default)]
+pub(super) struct Weighted {
+    /// Of the input's shape.
+    pub own: Option<CubeTensor>,
+    /// The same for all channels.
+    pub shared: Option<CubeTensor>,
+}
+
+impl Weighted {
+    /// From `[outer, 1 or channels, inner]`.
+    pub fn new(weights: &Maybe<CubeBackend>, x: &CubeTensor, view: View) -> Self {
+        let Maybe::Present(weights) = weights else {
+            return Self::default();
+        };
+        let channels = weights.meta.shape()[1];
+        let dtype = composed::compute_dtype(x.dtype);
+        let weights = Some(composed::cast::<CubeBackend>(weights.clone(), dtype));
+        match channels == view.channels {
+            true => Self {
+                own: weights.map(|weights| reshape(weights, x.meta.shape().clone())),
+                shared: None,
+            },
+            false => Self {
+                own: None,
+                shared: weights,
+            },
+        }
+    }
+
+    /// With those that channels share in the order in which the positions of `x` lie in memory.
+    pub fn in_order_of(self, x: &CubeTensor, view: View) -> Self {
+        let shared = self.shared.map(|weights| {
+            let mut shape = x.meta.shape().to_vec();
+            shape.remove(view.axis);
+            let order: Vec<usize> = outermost_first(x)
+                .into_iter()
+                .filter(|dim| *dim != view.axis)
+                .map(|dim| dim - usize::from(dim > view.axis))
+                .collect();
+            into_contiguous(permute(reshape(weights, Shape::from(shape)), &order))
+        });
+        Self { shared, ..self }
+    }
+
+    pub fn handles(&self) -> Option<Weights<'_>> {
+        let own = self.own.as_ref().map(|own| Weights::Own(&own.handle));
+        let shared = self.shared.as_ref();
+        own.or(shared.map(|shared| Weights::Shared(&shared.handle)))
+    }
+}
+
+/// The dimensions of a tensor as they lie in memory.
+fn outermost_first(x: &CubeTensor) -> Vec<usize> {
+    let mut dims: Vec<usize> = (0..x.meta.strides().len()).collect();
+    dims.sort_by_key(|dim| std::cmp::Reverse(x.meta.strides()[*dim]));
+    dims
+}
+
 /// A copy whose dimensions lie in memory in the order of those of `x`.
 fn reordered(tensor: CubeTensor, x: &CubeTensor) -> CubeTensor {
-    let mut outermost_first: Vec<usize> = (0..x.meta.strides().len()).collect();
-    outermost_first.sort_by_key(|dim| std::cmp::Reverse(x.meta.strides()[*dim]));
+    let outermost_first = outermost_first(x);
     let mut back = vec![0; outermost_first.len()];
     for (place, dim) in outermost_first.iter().enumerate() {
         back[*dim] = place;

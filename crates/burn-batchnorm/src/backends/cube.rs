@@ -4,7 +4,7 @@
 //! Burn's convolutions return them, rows with a pitch. Results have the memory order of the input, and
 //! go into a buffer that nobody else holds where there is one. What the kernels cannot walk over is
 //! copied once. What they cannot do on a device (its types, bindings, sizes) is composed of Burn's
-//! operations, on that device, and so is training with weights; they say so before anything is launched, and nothing here waits for it.
+//! operations, on that device; they say so before anything is launched, and nothing here waits for it.
 
 use batchnorm_cube::{
     Affine, Center, Epilogue, Error, Gradients, Launches, Operation, Target, TrainOutputs,
@@ -16,7 +16,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::buffers::{in_one_order, like, supported};
+use super::buffers::{Weighted, in_one_order, like, supported};
 use crate::Activation;
 use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
@@ -33,22 +33,23 @@ impl BatchNormOps for CubeBackend {
         pass: Pass,
         update: Update,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        let (x, [residual]) = in_one_order(x, [optional(residual)], pass.view);
+        let weighted = Weighted::new(&weights, &x, pass.view);
+        let tensors = [optional(residual), weighted.own];
+        let (x, [residual, own]) = in_one_order(x, tensors, pass.view);
         let operation = Operation::Train {
             residual: residual.is_some(),
+            weights: matches!(weights, Maybe::Present(_)),
         };
-        let problem = match weights {
-            Maybe::Absent => supported(&x, pass.view, operation),
-            Maybe::Present(_) => None,
-        };
-        let Some(problem) = problem else {
+        let Some(problem) = supported(&x, pass.view, operation) else {
             let residual = maybe(residual);
             return composed::train::<Self>(
                 x, gamma, beta, residual, weights, running, pass, update,
             );
         };
+        let weighted = Weighted { own, ..weighted }.in_order_of(&x, pass.view);
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
-        let statistics = rows::<4>(&gamma);
+        let rows = 4 + usize::from(weighted.handles().is_some());
+        let statistics = empty(&gamma, Shape::new([rows, pass.view.channels]));
         let tracked = match running {
             Running::Untracked => None,
             Running::Tracked(mean, variance) => {
@@ -70,19 +71,35 @@ impl BatchNormOps for CubeBackend {
                 },
             );
         let y = over(x, |x, y| {
-            batchnorm_cube::train(
-                &x.client,
-                problem,
-                &x.handle,
-                affine_of(&gamma, &beta),
-                running,
-                pass.epsilon,
-                epilogue(pass.activation, residual.as_ref()),
-                TrainOutputs {
-                    y,
-                    statistics: &statistics.handle,
-                },
-            )
+            let (client, x, affine) = (&x.client, &x.handle, affine_of(&gamma, &beta));
+            let epilogue = epilogue(pass.activation, residual.as_ref());
+            let out = TrainOutputs {
+                y,
+                statistics: &statistics.handle,
+            };
+            match weighted.handles() {
+                None => batchnorm_cube::train(
+                    client,
+                    problem,
+                    x,
+                    affine,
+                    running,
+                    pass.epsilon,
+                    epilogue,
+                    out,
+                ),
+                Some(weights) => batchnorm_cube::train_weighted(
+                    client,
+                    problem,
+                    x,
+                    weights,
+                    affine,
+                    running,
+                    pass.epsilon,
+                    epilogue,
+                    out,
+                ),
+            }
         });
         let [mean, variance] = match tracked {
             Some((_, new)) => new,
@@ -166,27 +183,27 @@ impl BatchNormOps for CubeBackend {
         // The sign of the activation's argument needs the residual, and nothing else does.
         let activated = pass.activation != Activation::None;
         let residual = optional(residual).filter(|_| activated);
-        let (x, [y_grad, residual]) = in_one_order(x, [Some(y_grad), residual], pass.view);
+        let weighted = Weighted::new(&weights, &x, pass.view);
+        let tensors = [Some(y_grad), residual, weighted.own];
+        let (x, [y_grad, residual, own]) = in_one_order(x, tensors, pass.view);
         let y_grad = y_grad.expect("given above");
         let residual_given = residual.is_some();
         let operation = match moments {
             Moments::Batch(_) => Operation::TrainBackward {
                 residual: residual_given,
+                weights: matches!(weights, Maybe::Present(_)),
             },
             Moments::Center(_) | Moments::Running(..) => Operation::NormalizeBackward {
                 residual: residual_given,
             },
         };
-        let problem = match weights {
-            Maybe::Absent => supported(&x, pass.view, operation),
-            Maybe::Present(_) => None,
-        };
-        let Some(problem) = problem else {
+        let Some(problem) = supported(&x, pass.view, operation) else {
             let residual = maybe(residual);
             return composed::backward::<Self>(
                 x, y_grad, moments, gamma, beta, residual, weights, pass, wanted,
             );
         };
+        let weighted = Weighted { own, ..weighted }.in_order_of(&x, pass.view);
         let moments = contiguous(moments);
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
         let [gamma_grad, beta_grad] = [(); 2].map(|()| empty(&gamma, gamma.shape()));
@@ -219,16 +236,15 @@ impl BatchNormOps for CubeBackend {
                     out,
                 ),
                 (Moments::Batch(all) | Moments::Center(all) | Moments::Running(all, _), None) => {
-                    batchnorm_cube::train_backward(
-                        client,
-                        problem,
-                        x,
-                        dy,
-                        affine,
-                        &all.handle,
-                        epilogue,
-                        out,
-                    )
+                    let statistics = &all.handle;
+                    match weighted.handles() {
+                        None => batchnorm_cube::train_backward(
+                            client, problem, x, dy, affine, statistics, epilogue, out,
+                        ),
+                        Some(weights) => batchnorm_cube::train_weighted_backward(
+                            client, problem, x, weights, dy, affine, statistics, epilogue, out,
+                        ),
+                    }
                 }
             }
         };
@@ -287,11 +303,6 @@ fn over(
 fn empty(vector: &CubeTensor, shape: Shape) -> CubeTensor {
     let (client, device) = (vector.client.clone(), vector.device.clone());
     empty_device_contiguous_dtype(client, device, shape, vector.dtype)
-}
-
-/// `N` rows of the length of `vector`.
-fn rows<const N: usize>(vector: &CubeTensor) -> CubeTensor {
-    empty(vector, Shape::new([N, vector.shape().num_elements()]))
 }
 
 fn contiguous(moments: Moments<CubeBackend>) -> Moments<CubeBackend> {

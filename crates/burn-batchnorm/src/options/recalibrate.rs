@@ -81,12 +81,15 @@ impl Seen {
             return [average.mean.clone(), average.variance.clone()];
         }
         let [mean, variance] = rows(self.pooled.moments.clone()).map(|row| like(&row, &old.mean));
-        let (variance, known) = self.rule.estimated(&variance, &self.pooled);
-        match known {
+        let (variance, unknown) = self.rule.estimated(&variance, &self.pooled);
+        match unknown {
             None => [mean, variance],
-            Some(known) => {
-                let take = |old: &Tensor<1>, new| old.clone().mask_where(known.clone(), new);
-                [take(&old.mean, mean), take(&old.variance, variance)]
+            Some(unknown) => {
+                let keep = |new: Tensor<1>, old| new.mask_where(unknown.clone(), old);
+                [
+                    keep(mean, old.mean.clone()),
+                    keep(variance, old.variance.clone()),
+                ]
             }
         }
     }

@@ -92,7 +92,7 @@ impl Rule {
         }
     }
 
-    /// The estimate of the variance that enters, and which channels know one where that differs, both of
+    /// The estimate of the variance that enters, and which channels know none where that differs, both of
     /// the biased variance of a batch.
     pub(crate) fn estimated(
         &self,
@@ -106,10 +106,10 @@ impl Rule {
         };
         let n = like(weight, variance) / ghosts;
         match self.estimator {
-            Variance::Biased => (variance.clone(), Some(n.greater_elem(0.0))),
+            Variance::Biased => (variance.clone(), Some(n.lower_equal_elem(0.0))),
             Variance::Unbiased => {
                 let corrected = variance.clone() * (n.clone() / (n.clone() - 1.0));
-                (corrected, Some(n.greater_elem(1.0)))
+                (corrected, Some(n.lower_equal_elem(1.0)))
             }
         }
     }
@@ -138,22 +138,22 @@ impl Rule {
             return (values, update.taken(batch.values));
         }
 
-        let (estimated, known) = self.estimated(&variance, batch);
-        let finite = (self.non_finite == NonFinite::Skip).then(|| {
-            mean.clone()
-                .is_finite()
-                .bool_and(variance.clone().is_finite())
+        // Selections alone from here on: Burn fuses them into one kernel.
+        let (estimated, unknown) = self.estimated(&variance, batch);
+        let refused = (self.non_finite == NonFinite::Skip).then(|| {
+            let finite = mean.clone().is_finite();
+            finite.bool_and(variance.clone().is_finite()).bool_not()
         });
-        let enters = match (known, finite) {
-            (Some(known), Some(finite)) => Some(known.bool_and(finite)),
-            (known, finite) => known.or(finite),
+        let left_out = match (unknown, refused) {
+            (Some(unknown), Some(refused)) => Some(unknown.bool_or(refused)),
+            (unknown, refused) => unknown.or(refused),
         };
         let skipped = old.skipped.clone().unwrap_or_else(|| old.mean.zeros_like());
         let blender = Blender {
             rule: self,
             batches: old.batches,
             skipped: &skipped,
-            enters: enters.as_ref(),
+            left_out: left_out.as_ref(),
         };
         let renorm = old.renorm.as_ref().zip(self.renorm).map(|(old, momentum)| {
             let stddev = |variance: Tensor<1>| (variance + self.epsilon).sqrt();
@@ -176,15 +176,15 @@ impl Rule {
         let taken = Taken {
             keep: blender.kept(self.keep(old.batches, &skipped)),
             keep_renorm: blender.kept(Amount::Same(1.0 - self.renorm.unwrap_or(0.0))),
-            weight: match (&batch.weight, &enters) {
+            weight: match (&batch.weight, &left_out) {
                 (None, None) => Amount::Same(batch.values as f64),
-                (weight, enters) => {
+                (weight, left_out) => {
                     let weight = match weight {
                         Some(weight) => here(weight.clone()),
                         None => old.mean.full_like(batch.values as f64),
                     };
-                    Amount::each(match enters {
-                        Some(enters) => weight.mask_fill(enters.clone().bool_not(), 0.0),
+                    Amount::each(match left_out {
+                        Some(left_out) => weight.mask_fill(left_out.clone(), 0.0),
                         None => weight,
                     })
                 }
@@ -195,10 +195,10 @@ impl Rule {
             variance,
             batches: old.batches.saturating_add(1),
             renorm,
-            skipped: match &enters {
-                Some(enters) => {
-                    let left_out = enters.clone().bool_not().float();
-                    Some(skipped.clone() + cast(left_out, skipped.dtype()))
+            skipped: match &left_out {
+                Some(left_out) => {
+                    let more = skipped.clone() + 1.0;
+                    Some(skipped.clone().mask_where(left_out.clone(), more))
                 }
                 None => old.skipped.clone(),
             },
@@ -255,7 +255,8 @@ struct Blender<'a> {
     rule: &'a Rule,
     batches: u64,
     skipped: &'a Tensor<1>,
-    enters: Option<&'a Tensor<1, Bool>>,
+    /// The channels that keep what they have.
+    left_out: Option<&'a Tensor<1, Bool>>,
 }
 
 impl Blender<'_> {
@@ -275,21 +276,21 @@ impl Blender<'_> {
 
     /// All, where nothing enters.
     fn kept(&self, keep: Amount) -> Amount {
-        match (self.enters, keep) {
+        match (self.left_out, keep) {
             (None, keep) => keep,
-            (Some(enters), Amount::Same(keep)) => {
-                let all = self.skipped.ones_like();
-                Amount::each(all.mask_fill(enters.clone(), keep))
-            }
-            (Some(enters), Amount::Each(keep)) => {
-                Amount::each(keep.mask_fill(enters.clone().bool_not(), 1.0))
+            (Some(left_out), keep) => {
+                let keep = match keep {
+                    Amount::Same(keep) => self.skipped.full_like(keep),
+                    Amount::Each(keep) => *keep,
+                };
+                Amount::each(keep.mask_fill(left_out.clone(), 1.0))
             }
         }
     }
 
     fn select(&self, old: &Tensor<1>, new: Tensor<1>) -> Tensor<1> {
-        match self.enters {
-            Some(enters) => old.clone().mask_where(enters.clone(), like(&new, old)),
+        match self.left_out {
+            Some(left_out) => like(&new, old).mask_where(left_out.clone(), old.clone()),
             None => new,
         }
     }

@@ -4,6 +4,7 @@ use batchnorm_cube::{Element, Layout, Operation, Problem, Weights, supports};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::RuntimeId;
@@ -165,4 +166,10 @@ pub(super) fn like(tensor: &CubeTensor) -> CubeTensor {
         tensor.device.clone(),
         tensor.dtype,
     )
+}
+
+/// A contiguous buffer of the type and on the device of `vector`, with whatever it held.
+pub(super) fn empty(vector: &CubeTensor, shape: Shape) -> CubeTensor {
+    let (client, device) = (vector.client.clone(), vector.device.clone());
+    empty_device_contiguous_dtype(client, device, shape, vector.dtype)
 }

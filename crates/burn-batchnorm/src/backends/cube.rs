@@ -16,7 +16,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::buffers::{Weighted, in_one_order, like, supported};
+use super::buffers::{Weighted, empty, in_one_order, like, supported};
 use crate::Activation;
 use crate::ops::{BatchNormOps, Maybe, Moments, Pass, Running, Wanted, composed};
 use crate::statistics::Update;
@@ -297,12 +297,6 @@ fn over(
     let output = like(&input);
     succeed(kernel(&input, Target::To(&output.handle)));
     output
-}
-
-/// A contiguous buffer of the type and on the device of `vector`, with whatever it held.
-fn empty(vector: &CubeTensor, shape: Shape) -> CubeTensor {
-    let (client, device) = (vector.client.clone(), vector.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, vector.dtype)
 }
 
 fn contiguous(moments: Moments<CubeBackend>) -> Moments<CubeBackend> {

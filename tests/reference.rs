@@ -404,6 +404,7 @@ fn activate(activation: Activation, z: f64) -> f64 {
             }
         }
         Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::Gelu => z * (1.0 + libm::erf(z / std::f64::consts::SQRT_2)) / 2.0,
         Activation::HardSwish => z * (z + 3.0).clamp(0.0, 6.0) / 6.0,
         Activation::Sigmoid => 1.0 / (1.0 + (-z).exp()),
         Activation::Tanh => z.tanh(),

@@ -3,7 +3,7 @@
 //! With a weight `w >= 0` for every position and `W = sum(w)` over a channel,
 //!
 //! ```text
-//! mean = sum(w x) / W        variance = sum(w (x - mean)^2) / W        both 0 where W = 0
+//! mean = sum(w x) / W        variance = sum(w (x - mean)^2) / W        0 and 1 where W = 0
 //! ```
 //!
 //! A position of weight 0 is left out, whatever it holds. Its output is `act((x - mean) * inv_std * gamma + beta + residual)` like all others; where x is
@@ -112,7 +112,7 @@ impl<A: Accum> Weights<'_, A> {
 
 /// As [`train`](crate::train), of weighted positions; `sums` gets the sum of the weights of each channel, `[channels]`.
 ///
-/// Every position is normalized, those of weight 0 too. A channel without any weight has mean and variance 0.
+/// Every position is normalized, those of weight 0 too. A channel without any weight has mean 0 and variance 1.
 ///
 /// ```
 /// use batchnorm_cpu::*;
@@ -294,7 +294,7 @@ fn curved(curve: Curve) -> Curved {
 fn moments<A: Accum>([sums, squares]: [&[f64]; 2], c: usize, weight: A, shift: A) -> [f64; 2] {
     let weight = weight.to_f64();
     if weight == 0.0 {
-        return [0.0, 0.0];
+        return [0.0, 1.0];
     }
     let d = sums[c] / weight;
     let spread = squares[c] / weight - d * d;

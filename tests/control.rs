@@ -825,7 +825,11 @@ fn a_snapshot_restores_what_each_channel_has_skipped() {
             vector(untouched.running_mean.value())
         );
         if averaging == Averaging::Cumulative {
-            assert_eq!(vector(layer.running_mean.value()), [5.0, 5.5]);
+            let mean = vector(layer.running_mean.value());
+            assert!(
+                (mean[0] - 5.0).abs() < 1e-5 && (mean[1] - 5.5).abs() < 1e-5,
+                "{mean:?}"
+            );
         }
     }
 }

@@ -11,8 +11,15 @@ use crate::view::View;
 /// Which positions of an input count in its statistics, and how much.
 ///
 /// The statistics are those of the positions that it admits, and so are their gradients. What the others
-/// hold, be it NaN, reaches no statistic and no gradient. A channel of which nothing is admitted leaves its
-/// running statistics alone.
+/// hold, be it NaN, reaches no statistic and no gradient (Keras and Flax have masks, whose gradients are NaN there).
+/// With a weight `w >= 0` for each position and `W = sum(w)` over a channel:
+///
+/// ```text
+/// mean = sum(w * x) / W        variance = sum(w * (x - mean)^2) / W
+/// ```
+///
+/// A channel of which nothing is admitted is normalized with mean 0 and variance 1, and leaves its running
+/// statistics alone.
 ///
 /// # Shapes
 ///

@@ -98,8 +98,13 @@ impl<'a, E: Element> Tile<'a, E> {
     }
 
     /// The value of the first input at a position. Panics if there is none.
+    #[inline(always)]
     pub(crate) fn value(&self, row: usize, col: usize) -> f64 {
-        self.view(row..row + 1, col..col + 1).first()
+        let Grid { rows, cols, stride } = self.grid;
+        assert!(self.arity.0 > 0 && row < rows && col < cols);
+        // SAFETY: inputs are valid in the grid, which has this position.
+        let value = unsafe { *self.inputs[0].add(row * stride + col) };
+        value.to_accum().to_f64()
     }
 
     /// Adds an output.
@@ -162,9 +167,7 @@ impl<'a, E: Element> Tile<'a, E> {
     /// The first value of the first input. Panics if there is none.
     #[inline(always)]
     pub(super) fn first(&self) -> f64 {
-        assert!(self.arity.0 > 0 && self.grid.rows > 0 && self.grid.cols > 0);
-        // SAFETY: inputs are valid in the grid, which is not empty.
-        unsafe { *self.inputs[0] }.to_accum().to_f64()
+        self.value(0, 0)
     }
 
     /// Reads `fused` rows as one. Panics unless the rows follow each other in memory; rows that are left over are dropped.

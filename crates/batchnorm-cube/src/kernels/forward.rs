@@ -12,6 +12,7 @@ use super::merge::{Partial, merge_few, merge_many};
 use super::moments::reduce;
 use super::numbers::{Numbers, inverse_of_deviation};
 use super::walk::{Geometry, Walk};
+use super::weighted::or_new;
 use crate::blueprint::{CubeShape, ElementBlueprint, Merge, Source, TrainBlueprint};
 
 /// Writes the statistics of a channel: rows of the mean, of what rounding took from it and of the variance, with `train` of the inverse
@@ -169,6 +170,11 @@ pub(crate) fn finish<A: Float, P: Size>(
 ) {
     let kind = comptime!(Merge::Moments);
     let part = merge_many::<A, P>(partials, geometry, numbers, kind, shape);
+    let part = if comptime!(weighted) {
+        or_new::<A, P>(part)
+    } else {
+        part
+    };
     let walk = Walk::new(geometry, false);
     if walk.writes {
         store_statistics::<A, P>(
@@ -223,6 +229,11 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
             numbers,
             comptime!(Merge::Moments),
         )
+    };
+    let part = if comptime!(weighting.any()) {
+        or_new::<A, P>(part)
+    } else {
+        part
     };
     if walk.writes && walk.split == 0 {
         store_statistics::<A, P>(

@@ -3,7 +3,7 @@
 //! With a weight `w >= 0` for every position and `W = sum w` over a channel,
 //!
 //! ```text
-//!   mean = sum w x / W      variance = sum w (x - mean)^2 / W      both 0 where W is 0
+//!   mean = sum w x / W      variance = sum w (x - mean)^2 / W      0 and 1 where W is 0
 //!   dx = a * (g + w * (b * (x - mean) + c))      b = -inv_std * dgamma / W      c = -dbeta / W
 //! ```
 //!
@@ -21,6 +21,7 @@
 use cubecl::prelude::*;
 
 use super::access::read;
+use super::merge::Partial;
 use super::moments::{Block, median};
 use super::numbers::Numbers;
 use super::walk::Walk;
@@ -41,6 +42,16 @@ pub(crate) fn weight<A: Float, W: Size, N: Size>(
         Vector::<A, N>::cast_from(weights[index])
     };
     select_many(weight.greater_than(&zero), weight, zero)
+}
+
+/// Moments of a channel, and mean 0 and variance 1, as of a new layer, of one without weight. Not variance 0: what is there would be
+/// divided by the root of epsilon.
+#[cube]
+pub(crate) fn or_new<A: Float, P: Size>(part: Partial<A, P>) -> Partial<A, P> {
+    let nothing = part.count.equal(&Vector::new(A::new(0.0)));
+    let mut part = part;
+    part.second = select_many(nothing, Vector::new(A::new(1.0)), part.second);
+    part
 }
 
 /// `x - mean`, and 0 where x is not finite.

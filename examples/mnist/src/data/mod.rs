@@ -268,6 +268,7 @@ mod tests {
         assert_eq!(known_names(&[1, 2, 3]), DIGITS);
     }
 
+    #[cfg(feature = "download")]
     #[test]
     fn the_cause_of_a_failed_download_is_the_innermost_message() {
         let panic = r#"called `Result::unwrap()` on an `Err` value: Error { source: Dns { error: "no such name" } }"#;

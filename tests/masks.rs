@@ -351,3 +351,40 @@ fn a_channel_without_anything_admitted_keeps_its_size() {
         assert!((y[0] - 300.0).abs() < 0.1 && y[0] == -y[1], "{name}: {y:?}");
     }
 }
+
+/// The dimensions of an input may lie in memory in any order: masks follow it.
+#[test]
+fn the_order_of_memory_changes_nothing() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let shape = [3, 4, 2, 5];
+        let (x, dy) = (random(shape, 1, &device), random(shape, 2, &device));
+        // The weights of a third of the positions are 0.
+        let weights = |shape: [usize; 4]| (random(shape, 3, &device) + 0.3).clamp_min(0.0);
+        for mask in [weights([3, 1, 2, 5]), weights(shape)].map(Mask::from_weights) {
+            let run = |order: [usize; 4]| {
+                let mut back = [0; 4];
+                for (place, dim) in order.into_iter().enumerate() {
+                    back[dim] = place;
+                }
+                let memory = x.clone().permute(order.map(|dim| dim as isize)).into_data();
+                let x = Tensor::<4>::from_data(memory, &device);
+                let x = x.permute(back.map(|dim| dim as isize)).require_grad();
+                let layer = BatchNormConfig::new(4)
+                    .with_activation(Activation::Silu)
+                    .init(&device);
+                let y = layer.forward_masked(x.clone(), &mask);
+                let gradients = (y.clone() * dy.clone()).sum().backward();
+                let dx = x.grad(&gradients).expect("dx");
+                [y, dx].map(Tensor::into_data)
+            };
+            let expected = run([0, 1, 2, 3]);
+            // NHWC, CNHW, CHWN, WNCH.
+            for order in [[0, 2, 3, 1], [1, 0, 2, 3], [1, 2, 3, 0], [3, 0, 1, 2]] {
+                for (got, expected) in run(order).iter().zip(&expected) {
+                    assert_close(&format!("{name}, {order:?}"), got, expected, 1e-5);
+                }
+            }
+        }
+    }
+}

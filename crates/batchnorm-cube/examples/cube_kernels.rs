@@ -1,8 +1,10 @@
 //! Times forward and backward of the suite's shapes against a plain vectorised copy on the same device:
 //!
 //! ```text
-//! cargo run --release -p batchnorm-cube --example cube_kernels -- [NAME_PART] [--json FILE]
+//! cargo run --release -p batchnorm-cube --example cube_kernels -- [NAME_PART] [--weights] [--json FILE]
 //! ```
+//!
+//! With `--weights`, of positions with weights that channels share, every third of which is 0.
 //!
 //! A row gives, for a forward and for a backward with all gradients, the median time, the number of launches and
 //!
@@ -126,10 +128,11 @@ fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (mut only, mut file) = (String::new(), None);
+    let (mut only, mut file, mut weighted) = (String::new(), None, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "--weights" => weighted = true,
             "--json" => file = Some(arguments.next().ok_or("--json needs a FILE")?),
             _ => only = argument,
         }
@@ -152,7 +155,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let [x, dy] = [(); 2].map(|()| client.create_from_slice(&values));
         let copied = (8 * len) as f64 / copy_seconds(&client, &x, len);
 
-        let step = Training::new(&client, problem, &x, &dy);
+        let weights: Vec<u8> = (0..problem.layout.samples_per_channel())
+            .flat_map(|i| f32::to_ne_bytes((i % 3) as f32))
+            .collect();
+        let weights = client.create_from_slice(&weights);
+        let weights = weighted.then_some(Weights::Shared(&weights));
+        let step = Training::new(&client, problem, &x, &dy).with_weights(weights);
         let [forward_passes, backward_passes] = step.passes();
         let mut launches = Launches::default();
         let seconds = median(&client, || launches = step.forward());

@@ -42,7 +42,8 @@ pub fn train(
 /// As [`train`], of weighted positions: `mean = sum w x / sum w`, `variance = sum w (x - mean)^2 / sum w`. `statistics` gets five rows.
 ///
 /// All positions are normalized, those of weight 0 too; where x is not finite there, the mean is taken for it. A channel without any weight
-/// has mean 0 and variance 1. As many launches as [`train`], and the weights are read once.
+/// has mean 0 and variance 1, which enter the running statistics like all others. As many launches as [`train`], and the weights are read
+/// once.
 #[allow(clippy::too_many_arguments)]
 pub fn train_weighted(
     client: &Client,

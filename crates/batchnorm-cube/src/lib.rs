@@ -71,7 +71,8 @@
 //! - Moments are merged by Chan's formula; the mean is a sum of two floats. With a mean of 1e4 and a deviation of 1 an `f32` forward is
 //!   within 1e-5 of the exact one, and an outlier costs the other values no digit. A constant channel gives exactly `beta`, whatever epsilon
 //!   is. Outputs are right for deviations from about 1e-18 to 1e37, whatever the mean; a variance beyond `f32` is reported as infinite.
-//! - Masks select: where an activation is flat, an infinite gradient gives 0. NaN stays within its channel.
+//! - Masks select: where an activation is flat, an infinite gradient gives 0. NaN stays within its channel. A position of weight
+//!   0 reaches no statistic, whatever it holds.
 //! - Results are a function of the tensor, the device's properties and the [`Strategy`]: the same call gives the same bits. No atomics.
 //! - No unit walks more than some thousand vectors, however few channels there are: some drivers end longer loops without a word.
 //! - Wrong lengths, senseless numbers and missing capabilities are an [`Error`] before anything is launched; what [`supports`] accepts has no

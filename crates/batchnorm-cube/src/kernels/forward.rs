@@ -170,11 +170,7 @@ pub(crate) fn finish<A: Float, P: Size>(
 ) {
     let kind = comptime!(Merge::Moments);
     let part = merge_many::<A, P>(partials, geometry, numbers, kind, shape);
-    let part = if comptime!(weighted) {
-        or_new::<A, P>(part)
-    } else {
-        part
-    };
+    let part = or_new::<A, P>(part, weighted);
     let walk = Walk::new(geometry, false);
     if walk.writes {
         store_statistics::<A, P>(
@@ -230,11 +226,7 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
             comptime!(Merge::Moments),
         )
     };
-    let part = if comptime!(weighting.any()) {
-        or_new::<A, P>(part)
-    } else {
-        part
-    };
+    let part = or_new::<A, P>(part, comptime!(weighting.any()));
     if walk.writes && walk.split == 0 {
         store_statistics::<A, P>(
             part,

@@ -1,7 +1,8 @@
 //! How partial results become one.
 //!
-//! A partial result is of two kinds. Sums are merged by addition. Moments are a count (or the sum of weights), a mean in two parts (a float and what rounding took
-//! from it: an outlier in front of many small values costs them no digit) and a standard deviation; they are merged by Chan's formula,
+//! A partial result is of two kinds. Sums are merged by addition. Moments are a count (or the sum of weights), a mean in two parts (a float
+//! and what rounding took from it: an outlier in front of many small values costs them no digit) and a standard deviation; they are merged
+//! by Chan's formula,
 //!
 //! ```text
 //!   n = n_a + n_b      w = n_b / n      d = mean_b - mean_a      mean = mean_a + d w      s^2 = s_a^2 (1 - w) + s_b^2 w + d^2 w (1 - w)

@@ -11,8 +11,8 @@
 //! `dgamma` and `dbeta` go over all positions: those of weight 0 are normalized too.
 //!
 //! A position of weight 0 is left out by selection, whatever it holds. Where a value is not finite there, the sweeps that normalize take the
-//! channel's mean for it, and need no weight to know: one that is not finite at a position that counts makes the mean NaN, and with it the
-//! whole channel.
+//! channel's mean for it, and need no weight to know: one that is not finite at a position that counts makes the variance NaN, and with it
+//! the whole channel.
 //!
 //! The statistics are those of `moments.rs`, with the sum of weights for a count. A block's pivot is the median of the first three values of
 //! each lane that have a weight, which lanes reach at different steps. The forward reads the weights once and so does the backward: next to
@@ -44,13 +44,18 @@ pub(crate) fn weight<A: Float, W: Size, N: Size>(
     select_many(weight.greater_than(&zero), weight, zero)
 }
 
-/// Moments of a channel, and mean 0 and variance 1, as of a new layer, of one without weight. Not variance 0: what is there would be
-/// divided by the root of epsilon.
+/// The moments of a channel; of a weighted one without weight mean 0 and variance 1, as of a new layer. Not variance 0: what is there would
+/// be divided by the root of epsilon.
 #[cube]
-pub(crate) fn or_new<A: Float, P: Size>(part: Partial<A, P>) -> Partial<A, P> {
-    let nothing = part.count.equal(&Vector::new(A::new(0.0)));
+pub(crate) fn or_new<A: Float, P: Size>(
+    part: Partial<A, P>,
+    #[comptime] weighted: bool,
+) -> Partial<A, P> {
     let mut part = part;
-    part.second = select_many(nothing, Vector::new(A::new(1.0)), part.second);
+    if comptime!(weighted) {
+        let nothing = part.count.equal(&Vector::new(A::new(0.0)));
+        part.second = select_many(nothing, Vector::new(A::new(1.0)), part.second);
+    }
     part
 }
 

@@ -32,6 +32,7 @@ pub struct Training<'a> {
     pub dx: Handle,
     channels: [Handle; 8],
     statistics: Handle,
+    weights: Option<Weights<'a>>,
 }
 
 impl<'a> Training<'a> {
@@ -48,8 +49,14 @@ impl<'a> Training<'a> {
             y,
             dx,
             channels: [(); 8].map(|()| client.create_from_slice(&ones)),
-            statistics: client.empty(16 * channels),
+            statistics: client.empty(20 * channels),
+            weights: None,
         }
+    }
+
+    /// Of weighted positions.
+    pub fn with_weights(self, weights: Option<Weights<'a>>) -> Self {
+        Self { weights, ..self }
     }
 
     /// Launches the forward.
@@ -68,16 +75,15 @@ impl<'a> Training<'a> {
             y: Target::To(&self.y),
             statistics: &self.statistics,
         };
-        train(
-            self.client,
-            self.problem,
-            self.x,
-            Affine { gamma, beta },
-            Some(running),
-            1e-5,
-            Epilogue::default(),
-            out,
-        )
+        let (client, problem, x) = (self.client, self.problem, self.x);
+        let (affine, running) = (Affine { gamma, beta }, Some(running));
+        let epilogue = Epilogue::default();
+        match self.weights {
+            None => train(client, problem, x, affine, running, 1e-5, epilogue, out),
+            Some(weights) => train_weighted(
+                client, problem, x, weights, affine, running, 1e-5, epilogue, out,
+            ),
+        }
         .expect("the arguments are right")
     }
 
@@ -90,16 +96,15 @@ impl<'a> Training<'a> {
             beta: Some(beta_grad),
             residual: None,
         };
-        train_backward(
-            self.client,
-            self.problem,
-            self.x,
-            self.dy,
-            Affine { gamma, beta },
-            &self.statistics,
-            Epilogue::default(),
-            out,
-        )
+        let (client, problem, x, dy) = (self.client, self.problem, self.x, self.dy);
+        let (affine, statistics) = (Affine { gamma, beta }, &self.statistics);
+        let epilogue = Epilogue::default();
+        match self.weights {
+            None => train_backward(client, problem, x, dy, affine, statistics, epilogue, out),
+            Some(weights) => train_weighted_backward(
+                client, problem, x, weights, dy, affine, statistics, epilogue, out,
+            ),
+        }
         .expect("the arguments are right")
     }
 

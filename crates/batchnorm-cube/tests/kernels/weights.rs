@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use crate::case::{Case, check_train};
 use crate::device::{client, download, empty, upload};
 use crate::positions::Positions;
-use crate::training::SHAPES;
+use crate::training::{SHAPES, Training};
 
 const F32: Element = Element::F32;
 const NAN: f64 = f64::NAN;
@@ -55,70 +55,47 @@ struct Step {
     y: Vec<f64>,
     dx: Vec<f64>,
     statistics: Vec<f64>,
-    launches: [Launches; 2],
 }
 
-fn step(client: &Client, layout: Layout, x: &[f64], positions: Positions, weights: &[f64]) -> Step {
+fn step(client: &Client, layout: Layout, x: &[f64], weights: &[f64]) -> Step {
     let problem = Problem::new(layout, F32);
-    let x = upload(client, F32, x);
     let dy: Vec<f64> = (0..layout.len()).map(upstream).collect();
-    let dy = upload(client, F32, &dy);
+    let [x, dy, weights] = [x, &dy, weights].map(|values| upload(client, F32, values));
+    let weights = Weights::Own(&weights);
     let [gamma, beta] = [2.0, 0.25].map(|v| upload(client, F32, &vec![v; layout.channels]));
     let [y, dx] = [(); 2].map(|()| empty(client, F32, layout.len()));
     let statistics = empty(client, F32, 5 * layout.channels);
-    let weights = positions.upload(client, F32, layout, weights);
-    let weights = weights.as_ref().map(|weights| positions.handle(weights));
-    let (affine, epilogue) = (
-        Affine {
-            gamma: &gamma,
-            beta: &beta,
-        },
-        Epilogue::default(),
-    );
+    let affine = Affine {
+        gamma: &gamma,
+        beta: &beta,
+    };
+    let epilogue = Epilogue::default();
     let out = TrainOutputs {
         y: Target::To(&y),
         statistics: &statistics,
     };
-    let gradients = Gradients {
+    train_weighted(
+        client, problem, &x, weights, affine, None, 1e-5, epilogue, out,
+    )
+    .unwrap();
+    let out = Gradients {
         input: Some(Target::To(&dx)),
         ..Gradients::default()
     };
-    let launches = match weights {
-        None => [
-            train(client, problem, &x, affine, None, 1e-5, epilogue, out),
-            train_backward(
-                client,
-                problem,
-                &x,
-                &dy,
-                affine,
-                &statistics,
-                epilogue,
-                gradients,
-            ),
-        ],
-        Some(w) => [
-            train_weighted(client, problem, &x, w, affine, None, 1e-5, epilogue, out),
-            train_weighted_backward(
-                client,
-                problem,
-                &x,
-                w,
-                &dy,
-                affine,
-                &statistics,
-                epilogue,
-                gradients,
-            ),
-        ],
-    };
+    train_weighted_backward(
+        client,
+        problem,
+        &x,
+        weights,
+        &dy,
+        affine,
+        &statistics,
+        epilogue,
+        out,
+    )
+    .unwrap();
     let [y, dx, statistics] = [&y, &dx, &statistics].map(|handle| download(client, F32, handle));
-    Step {
-        y,
-        dx,
-        statistics,
-        launches: launches.map(Result::unwrap),
-    }
+    Step { y, dx, statistics }
 }
 
 fn upstream(i: usize) -> f64 {
@@ -157,7 +134,7 @@ fn a_channel_without_weight() {
             _ => (i % 7) as f64,
         };
         let x: Vec<f64> = (0..layout.len()).map(value).collect();
-        let got = step(&client, layout, &x, Positions::Own, &weights);
+        let got = step(&client, layout, &x, &weights);
         let row = |row: usize| got.statistics[row * layout.channels + 1];
         assert_eq!(
             [row(0), row(1), row(2), row(4)],
@@ -196,7 +173,7 @@ fn what_has_no_weight_reaches_nothing() {
         };
         let x = |other| all(|i| (i * i % 11) as f64, other);
         let weights = |other| all(|i| 1.0 + (i % 3) as f64, other);
-        let run = |x: &[f64], weights: &[f64]| step(&client, layout, x, Positions::Own, weights);
+        let run = |x: &[f64], weights: &[f64]| step(&client, layout, x, weights);
         let expected = run(&x(1.0), &weights(0.0));
         for (none, other) in [(-1.0, 1e30), (NAN, NAN), (0.0, f64::INFINITY)] {
             let got = run(&x(other), &weights(none));
@@ -229,18 +206,26 @@ fn weights_cost_little() {
     let Some(client) = client() else { return };
     for (name, shape) in SHAPES {
         let layout = Layout::from_shape(shape, 1).unwrap();
-        // Those that are larger show nothing else.
-        if layout.len() > 8 << 20 {
-            continue;
-        }
-        let ones = vec![1.0; layout.len()];
-        let [plain, shared, own] =
-            Positions::ALL.map(|positions| step(&client, layout, &ones, positions, &ones).launches);
-        for (weighted, most) in [(shared, 1.04), (own, 1.34)] {
-            for (weighted, plain) in weighted.iter().zip(&plain) {
-                assert_eq!(weighted.count(), plain.count(), "{name}");
-                let ratio = weighted.bytes() as f64 / plain.bytes() as f64;
-                assert!((1.0..most).contains(&ratio), "{name}: {ratio}");
+        let [x, dy, weights] = [(); 3].map(|()| client.empty(4 * layout.len()));
+        for strategy in [Strategy::Gpu, Strategy::Software] {
+            let problem = Problem {
+                strategy,
+                ..Problem::new(layout, F32)
+            };
+            let run = |weights| {
+                let step = Training::new(&client, problem, &x, &dy).with_weights(weights);
+                [step.forward(), step.backward()]
+            };
+            let plain = run(None);
+            for (weights, most) in [
+                (Weights::Shared(&weights), 1.04),
+                (Weights::Own(&weights), 1.34),
+            ] {
+                for (weighted, plain) in run(Some(weights)).iter().zip(&plain) {
+                    assert_eq!(weighted.count(), plain.count(), "{name}");
+                    let ratio = weighted.bytes() as f64 / plain.bytes() as f64;
+                    assert!((1.0..most).contains(&ratio), "{name}: {ratio}");
+                }
             }
         }
     }

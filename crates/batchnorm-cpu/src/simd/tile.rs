@@ -16,7 +16,7 @@ use macerator::{Scalar, Simd};
 
 use super::kernels::{INPUTS, Kernel, OUTPUTS};
 use super::lanes::{self, Reg};
-use super::weighted::WeightMap;
+use super::weighted::{WeightMap, WeightRow};
 use crate::memory::{InOut, Output};
 use crate::weighted::Weights;
 use crate::{Accum, Element, Layout, cache};
@@ -275,21 +275,30 @@ impl<'a, E: Element> Tile<'a, E> {
         loaded
     }
 
-    /// Loads the weights of `n` elements from row and column `at` on, if `K` wants them.
+    /// Whether the weights that `K` wants are spread out row by row.
+    #[inline(always)]
+    pub(super) fn spreads<K: Kernel<E::Accum>>(&self) -> bool {
+        K::WEIGHTED && self.weights.is_some_and(|w| w.are_spread(self.grid.cols))
+    }
+
+    /// The weights of a row, if `K` wants them; register `slot` of `spread` is for this row.
     ///
     /// # Safety
     ///
-    /// As for [`load`](Self::load).
+    /// The row must be in the grid; `spread` must be valid for writing [`SPREAD`](super::weighted::SPREAD) weights, for as long as the result is used.
     #[inline(always)]
-    pub(super) unsafe fn weight<S: Simd, K: Kernel<E::Accum>>(
+    pub(super) unsafe fn weights<K: Kernel<E::Accum>>(
         &self,
-        at: (usize, usize),
-        n: usize,
-    ) -> Reg<S, E::Accum> {
+        row: usize,
+        slot: usize,
+        spread: *mut E::Accum,
+    ) -> WeightRow<E::Accum> {
         match &self.weights {
-            // SAFETY: the map is that of the tile's grid, in which the caller says the positions are.
-            Some(weights) if K::WEIGHTED => unsafe { weights.load::<S>(at, n) },
-            _ => E::Accum::default().splat(),
+            // SAFETY: the map is that of the tile's grid, in which the caller says the row is.
+            Some(weights) if K::WEIGHTED => unsafe {
+                weights.row(row, self.grid.cols, slot, spread)
+            },
+            _ => WeightRow::NONE,
         }
     }
 

@@ -16,6 +16,7 @@ use macerator::{Mask, Simd};
 use super::MAX_LANES;
 use super::kernels::{Activate, INPUTS, Kernel, OUTPUTS, PARAMS, zero};
 use super::lanes::{self, Reg};
+use crate::tiling::GROUP_COLUMNS;
 use crate::weighted::Weights;
 use crate::{Accum, Layout};
 
@@ -83,50 +84,122 @@ impl<A: Accum> WeightMap<A> {
         }
     }
 
-    /// The weights of `n` positions from this row and column on, and zeros behind them.
+    /// Whether the weights of a row of `cols` columns must be spread out.
+    #[inline(always)]
+    pub(super) fn are_spread(&self, cols: usize) -> bool {
+        !self.in_order(cols) && !(self.period == 1 && self.fused == 1)
+    }
+
+    /// Whether they lie in memory as the columns do: within a period; and where every position has its own, rows that are read as one follow each
+    /// other.
+    #[inline(always)]
+    fn in_order(&self, cols: usize) -> bool {
+        self.phase + cols <= self.period || (self.period == self.width && self.skipped == 0)
+    }
+
+    /// The weights of a row of `cols` columns. Where they are not in order, they are put there: one for all columns into register `slot` of `spread`,
+    /// others all over it.
     ///
     /// # Safety
     ///
-    /// The positions must be in the tile, and `n` at most the number of lanes.
+    /// The row must be in the tile, whose rows have `cols` columns; `spread` must be valid for writing [`SPREAD`] weights, for as long as the result is
+    /// used.
     #[inline(always)]
-    pub(super) unsafe fn load<S: Simd>(&self, (row, col): (usize, usize), n: usize) -> Reg<S, A> {
-        // SAFETY: positions of the tile have weights (`new`), of which these are the ones.
+    pub(super) unsafe fn row(
+        &self,
+        row: usize,
+        cols: usize,
+        slot: usize,
+        spread: *mut A,
+    ) -> WeightRow<A> {
+        // SAFETY: positions of the tile have weights (`new`), of which these are the ones: `phase + cols` of a period, or one for the row.
         unsafe {
             let start = self.start.add(row * self.fused * self.stride);
-            let at = self.phase + col;
-            // Within a period; and where every position has its own, rows that are read as one follow each other.
-            if at + n <= self.period || (self.period == self.width && self.skipped == 0) {
-                return lanes::load(start.add(at), n);
+            if self.in_order(cols) {
+                return WeightRow {
+                    start: start.add(self.phase),
+                    columns: usize::MAX,
+                };
             }
-            if self.period == 1 && self.fused == 1 {
-                return start.read().splat();
+            if self.are_spread(cols) {
+                self.spread_out(start, cols, spread);
+                return WeightRow {
+                    start: spread,
+                    columns: usize::MAX,
+                };
             }
-            A::vload_unaligned(self.gather((row, col), n).as_ptr())
+            let register = spread.add(slot * MAX_LANES);
+            for lane in 0..MAX_LANES {
+                register.add(lane).write(start.read());
+            }
+            WeightRow {
+                start: register,
+                columns: 0,
+            }
         }
     }
 
-    /// As [`load`](Self::load), one by one. A call, so that the kernels stay small.
+    /// Copies the weights of `cols` columns to `spread`: those of a row again and again, or of all rows that are read as one. A call, so that the
+    /// kernels stay small.
     ///
     /// # Safety
     ///
-    /// As for [`load`](Self::load).
+    /// As for [`row`](Self::row); `start` must be that of the row.
     #[inline(never)]
-    unsafe fn gather(&self, (row, col): (usize, usize), n: usize) -> [A; MAX_LANES] {
-        let mut values = [A::default(); MAX_LANES];
-        let col = self.skipped + col;
-        let (mut row, mut col) = (row * self.fused + col / self.width, col % self.width);
-        let mut at = col % self.period;
-        for value in &mut values[..n] {
-            // SAFETY: as in `load`.
-            *value = unsafe { self.start.add(row * self.stride + at).read() };
-            (col, at) = (col + 1, at + 1);
-            if col == self.width {
-                (row, col, at) = (row + 1, 0, 0);
-            } else if at == self.period {
-                at = 0;
+    unsafe fn spread_out(&self, start: *const A, cols: usize, spread: *mut A) {
+        assert!(cols <= SPREAD && self.phase < self.period);
+        let width = if self.fused == 1 { cols } else { self.width };
+        for first in (0..cols).step_by(width) {
+            // SAFETY: each row has a period of weights, and `spread` room for `cols`, to which `first` and a row of `width` add up at most: what is copied
+            // is cut to that. A row begins in the middle of a period; from its end on, what is there is copied behind itself, whole periods until the last time.
+            unsafe {
+                let from = start.add(first / width * self.stride);
+                let to = spread.add(first);
+                let before = (self.period - self.phase).min(width);
+                from.add(self.phase).copy_to_nonoverlapping(to, before);
+                let after = self.phase.min(width - before);
+                from.copy_to_nonoverlapping(to.add(before), after);
+                let mut done = before + after;
+                while done < width {
+                    let more = done.min(width - done);
+                    to.copy_to_nonoverlapping(to.add(done), more);
+                    done += more;
+                }
             }
         }
-        values
+    }
+}
+
+/// The most weights that are spread out: those of a group of columns.
+pub(super) const SPREAD: usize = GROUP_COLUMNS;
+
+/// The weights of one row of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct WeightRow<A> {
+    start: *const A,
+    /// What is left of a column's number: all, or nothing where one register has them all.
+    columns: usize,
+}
+
+impl<A: Accum> WeightRow<A> {
+    /// For kernels without.
+    pub(super) const NONE: Self = Self {
+        start: std::ptr::null(),
+        columns: 0,
+    };
+
+    /// The weights of `n` columns from `col` on.
+    ///
+    /// # Safety
+    ///
+    /// The columns must be in the row, and `n` at most the number of lanes. Not for [`NONE`](Self::NONE) unless `K` has no weights.
+    #[inline(always)]
+    pub(super) unsafe fn load<S: Simd, K: Kernel<A>>(&self, col: usize, n: usize) -> Reg<S, A> {
+        if !K::WEIGHTED {
+            return zero();
+        }
+        // SAFETY: the columns have weights there (`WeightMap::row`).
+        unsafe { lanes::load(self.start.add(col & self.columns), n) }
     }
 }
 
@@ -250,7 +323,7 @@ impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedNormalize<Act> {
     const INPUTS: usize = 1 + Act::ANY as usize;
     const OUTPUTS: usize = 1;
     const PARAMS: usize = 3;
-    const UNROLLED: bool = Act::INLINE;
+    const UNROLLED: bool = false;
     const WEIGHTED: bool = true;
 
     #[inline(always)]
@@ -301,7 +374,7 @@ impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedXGradient<Act> {
     const INPUTS: usize = 2 + Act::ANY as usize;
     const OUTPUTS: usize = 2;
     const PARAMS: usize = PARAMS;
-    const UNROLLED: bool = Act::INLINE;
+    const UNROLLED: bool = false;
     const WEIGHTED: bool = true;
 
     #[inline(always)]

@@ -260,10 +260,10 @@ fn every_layout_and_kind_of_weights() {
     }
 }
 
-/// Weights of 1 are no weights.
+/// Weights of 1 are no weights; but without any values there is no weight either.
 #[test]
 fn ones_are_the_plain_passes() {
-    for layout in layouts() {
+    for layout in layouts().into_iter().filter(|layout| layout.elements() > 0) {
         let case = Case::<f64>::random(layout, Activation::Relu, true, 9);
         let mut y = case.x.clone();
         let plain = case.train(InOut::new(&case.x, &mut y));

@@ -1,4 +1,4 @@
-//! The forward and the backward of a training step, on buffers of their own: what the example times and the tests count.
+//! The three passes of a layer, on buffers of their own: what the example times and the tests count.
 
 use batchnorm_cube::*;
 use cubecl::prelude::*;
@@ -20,12 +20,15 @@ pub const SHAPES: [(&str, &[usize]); 12] = [
     ("n4_c32_dhw16x28x28", &[4, 32, 16, 28, 28]),
 ];
 
-/// A training step of `f32` tensors, with running statistics and all gradients.
+/// A layer of `f32` parameters on a tensor, with running statistics and all gradients.
 pub struct Training<'a> {
     client: &'a Client,
     problem: Problem,
-    x: &'a Handle,
-    dy: &'a Handle,
+    x: Handle,
+    dy: Handle,
+    activation: Activation,
+    /// What is added, and its gradient.
+    residual: Option<[Handle; 2]>,
     /// The output.
     pub y: Handle,
     /// The input's gradient.
@@ -36,15 +39,17 @@ pub struct Training<'a> {
 
 impl<'a> Training<'a> {
     /// A step on `x`, with the upstream gradient `dy`; parameters and running statistics are 1.
-    pub fn new(client: &'a Client, problem: Problem, x: &'a Handle, dy: &'a Handle) -> Self {
+    pub fn new(client: &'a Client, problem: Problem, x: &Handle, dy: &Handle) -> Self {
         let Layout { channels, .. } = problem.layout;
         let ones = 1f32.to_ne_bytes().repeat(channels);
-        let [y, dx] = [(); 2].map(|()| client.empty(4 * problem.layout.len()));
+        let [y, dx] = [(); 2].map(|()| tensor(client, problem));
         Self {
             client,
             problem,
-            x,
-            dy,
+            x: x.clone(),
+            dy: dy.clone(),
+            activation: Activation::None,
+            residual: None,
             y,
             dx,
             channels: [(); 8].map(|()| client.create_from_slice(&ones)),
@@ -52,9 +57,32 @@ impl<'a> Training<'a> {
         }
     }
 
+    /// The same, followed by an activation of its sum with a residual.
+    pub fn followed_by(self, activation: Activation, residual: Option<&Handle>) -> Self {
+        let gradient = || tensor(self.client, self.problem);
+        let residual = residual.map(|residual| [residual.clone(), gradient()]);
+        Self {
+            activation,
+            residual,
+            ..self
+        }
+    }
+
+    fn affine(&self) -> Affine<'_> {
+        let [gamma, beta, ..] = &self.channels;
+        Affine { gamma, beta }
+    }
+
+    fn epilogue(&self) -> Epilogue<'_> {
+        Epilogue {
+            activation: self.activation,
+            residual: self.residual.as_ref().map(|[residual, _]| residual),
+        }
+    }
+
     /// Launches the forward.
     pub fn forward(&self) -> Launches {
-        let [gamma, beta, mean, variance, new_mean, new_variance, ..] = &self.channels;
+        let [_, _, mean, variance, new_mean, new_variance, ..] = &self.channels;
         let running = Running {
             mean,
             variance,
@@ -71,11 +99,11 @@ impl<'a> Training<'a> {
         train(
             self.client,
             self.problem,
-            self.x,
-            Affine { gamma, beta },
+            &self.x,
+            self.affine(),
             Some(running),
             1e-5,
-            Epilogue::default(),
+            self.epilogue(),
             out,
         )
         .expect("the arguments are right")
@@ -83,34 +111,62 @@ impl<'a> Training<'a> {
 
     /// Launches the backward.
     pub fn backward(&self) -> Launches {
-        let [gamma, beta, .., gamma_grad, beta_grad] = &self.channels;
+        let [.., gamma_grad, beta_grad] = &self.channels;
         let out = Gradients {
             input: Some(Target::To(&self.dx)),
             gamma: Some(gamma_grad),
             beta: Some(beta_grad),
-            residual: None,
+            residual: self.residual.as_ref().map(|[_, gradient]| gradient),
         };
         train_backward(
             self.client,
             self.problem,
-            self.x,
-            self.dy,
-            Affine { gamma, beta },
+            &self.x,
+            &self.dy,
+            self.affine(),
             &self.statistics,
-            Epilogue::default(),
+            self.epilogue(),
             out,
         )
         .expect("the arguments are right")
     }
 
-    /// The bytes that the forward and the backward move in theory.
-    ///
-    /// A forward reads x twice and writes y, a backward reads x and dy twice and writes dx: 3 and 5 passes over the tensor. The vectors of
-    /// one value per channel come on top, once each: gamma, beta, 4 of running statistics and the 4 rows of the batch's; in the backward those
-    /// 4, gamma and its gradient and beta's.
-    pub fn passes(&self) -> [u64; 2] {
-        let Layout { channels, .. } = self.problem.layout;
-        let len = self.problem.layout.len();
-        [3 * len + 10 * channels, 5 * len + 7 * channels].map(|values| 4 * values as u64)
+    /// Launches the forward of inference.
+    pub fn inference(&self) -> Launches {
+        let [_, _, mean, variance, ..] = &self.channels;
+        normalize(
+            self.client,
+            self.problem,
+            &self.x,
+            Center::Apart { mean, variance },
+            self.affine(),
+            1e-5,
+            self.epilogue(),
+            Target::To(&self.y),
+        )
+        .expect("the arguments are right")
     }
+
+    /// The bytes that the forward, the backward and the inference move in theory, where nothing stays on the chip.
+    ///
+    /// A forward reads x twice and writes y, a backward reads x and dy twice and writes dx: 3 and 5 passes over the tensor. A residual is read
+    /// once more in the forward, and in the backward twice, with the activation whose argument it belongs to; its gradient is written. The
+    /// vectors of one value per channel come on top, once each: gamma, beta, 4 of running statistics and the 4 rows of the batch's; in the
+    /// backward those 4, gamma and its gradient and beta's, and beta where it belongs to an activation's argument; in inference 4.
+    pub fn passes(&self) -> [u64; 3] {
+        let Layout { channels, .. } = self.problem.layout;
+        let tensor = (self.problem.layout.len() * self.problem.element.size()) as u64;
+        let residual = u64::from(self.residual.is_some());
+        let argument = u64::from(self.activation != Activation::None);
+        let vector = 4 * channels as u64;
+        [
+            (3 + residual) * tensor + 10 * vector,
+            (5 + (1 + 2 * argument) * residual) * tensor + (7 + argument) * vector,
+            (2 + residual) * tensor + 4 * vector,
+        ]
+    }
+}
+
+fn tensor(client: &Client, problem: Problem) -> Handle {
+    client.empty(problem.layout.span() * problem.element.size())
 }

@@ -25,6 +25,7 @@ mod sweep;
 mod training;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use batchnorm_cube::Element;
@@ -63,7 +64,7 @@ struct Arguments {
 }
 
 /// What decides how work is cut, and which types there are.
-fn describe(client: &Client) -> Value {
+fn describe(name: DeviceName, client: &Client) -> Value {
     let properties = client.properties();
     let hardware = &properties.hardware;
     let types: Vec<String> = [Element::F32, Element::F16, Element::Bf16, Element::F64]
@@ -71,9 +72,14 @@ fn describe(client: &Client) -> Value {
         .filter(|element| properties.supports_type(element.elem_type()))
         .map(|element| format!("{element:?}").to_lowercase())
         .collect();
+    // CubeCL names the compiler that it would choose.
+    let runtime = match name {
+        DeviceName::Software | DeviceName::Wgpu => "wgpu<wgsl>",
+        DeviceName::Vulkan | DeviceName::Cuda(_) => client.name(),
+    };
     json!({
         "name": properties.identity.name,
-        "runtime": client.name(),
+        "runtime": runtime,
         "software": properties.identity.physical.is_none(),
         "types": types,
         "plane_operations": properties.features.plane.contains(cubecl::features::Plane::Ops),
@@ -88,11 +94,20 @@ fn describe(client: &Client) -> Value {
     })
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let until = Instant::now() + Duration::try_from_secs_f64(arguments.seconds)?;
     let client = arguments.device.client()?;
-    let mut result = json!({"device": describe(&client)});
+    let mut result = json!({"device": describe(arguments.device, &client)});
     println!("{}: {}", arguments.device, result["device"]);
     let budget = match arguments.quick {
         true => 0.0,

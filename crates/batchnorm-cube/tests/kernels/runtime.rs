@@ -2,12 +2,12 @@
 //!
 //! | name             | device |
 //! |------------------|--------|
-//! | `wgpu:cpu`       | an adapter that computes on the CPU, such as Mesa's software Vulkan |
-//! | `wgpu`           | the best adapter of whatever graphics API there is |
+//! | `wgpu:cpu`       | an adapter that computes on the CPU, such as Mesa's software Vulkan, with shaders in WGSL |
+//! | `wgpu`           | the best adapter of whatever graphics API there is, with shaders in WGSL |
 //! | `vulkan`         | the best adapter of Vulkan, with shaders in SPIR-V |
 //! | `cuda`, `cuda:1` | an NVIDIA card, by its number |
 //!
-//! Shaders of the first two are in WGSL, unless SPIR-V is compiled in and the driver takes it.
+//! CubeCL alone would take SPIR-V wherever it is compiled in. Mesa's software driver crashes with it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +15,8 @@ use std::str::FromStr;
 use cubecl::Device;
 use cubecl::device::{DeviceUnavailable, WgpuDeviceKind};
 use cubecl::prelude::*;
+use cubecl::wgpu::{WgpuRuntime, WgslCompiler};
+use cubecl_runtime::runtime::Runtime;
 
 /// A device's name, whether or not there is such a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +77,12 @@ impl DeviceName {
                 "there is no device `{self}` on this machine, which has {available} of that kind"
             ),
         })?;
-        let client = device.client();
+        let client = match (self, &device) {
+            (Self::Software | Self::Wgpu, Device::Wgpu(device)) => {
+                WgpuRuntime::<WgslCompiler>::client(device)
+            }
+            _ => device.client(),
+        };
         match self == Self::Vulkan && client.name() != "wgpu<spirv>" {
             true => Err(format!(
                 "`{self}` is not compiled in, or the driver takes no SPIR-V of CubeCL's: \

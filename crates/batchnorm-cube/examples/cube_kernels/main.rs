@@ -107,8 +107,12 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let until = Instant::now() + Duration::try_from_secs_f64(arguments.seconds)?;
     let client = arguments.device.client()?;
-    let mut result = json!({"device": describe(arguments.device, &client)});
-    println!("{}: {}", arguments.device, result["device"]);
+    let device = describe(arguments.device, &client);
+    if arguments.describe {
+        println!("{}: {device}", arguments.device);
+        return write(arguments.json, &device);
+    }
+    let mut result = json!({"device": device["name"], "runtime": device["runtime"]});
     let budget = match arguments.quick {
         true => 0.0,
         false => 0.02,
@@ -118,19 +122,17 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         result["sweep"] = sweep::sweep(&client, arguments.quick, budget, until).into();
         return write(arguments.json, &result);
     }
-    if !arguments.describe {
-        let choice = Choice {
-            only: arguments.only,
-            quick: arguments.quick,
-            budget,
-            until,
-        };
-        let (copied, rows, left) = rows::measure(&client, &choice)?;
-        print!("{}", rows::summary(&rows));
-        result["copy_bytes_per_second"] = copied.into();
-        result["rows"] = rows.iter().map(Row::json).collect();
-        result["rows_left_out"] = left.into();
-    }
+    let choice = Choice {
+        only: arguments.only,
+        quick: arguments.quick,
+        budget,
+        until,
+    };
+    let (copied, rows, left) = rows::measure(&client, &choice)?;
+    print!("{}", rows::summary(&rows));
+    result["copy_bytes_per_second"] = copied.into();
+    result["rows"] = rows.iter().map(Row::json).collect();
+    result["rows_left_out"] = left.into();
     write(arguments.json, &result)
 }
 

@@ -5,6 +5,8 @@ use std::time::Instant;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use crate::check::check_copy;
+
 /// Median seconds of one run among many.
 #[derive(Clone, Copy)]
 pub struct Seconds {
@@ -81,7 +83,7 @@ pub fn copy_seconds(
     budget: f64,
     buffers: &[[Handle; 2]],
     bytes: usize,
-) -> Seconds {
+) -> Result<Seconds, String> {
     let vectors = bytes / 16;
     let seconds = |units: u32, per_unit: usize| {
         let cubes = vectors.div_ceil(units as usize * per_unit) as u32;
@@ -102,9 +104,13 @@ pub fn copy_seconds(
             }
         })
     };
-    [(64, 1), (64, 16), (256, 1), (256, 4)]
+    let best = [(64, 1), (64, 16), (256, 1), (256, 4)]
         .map(|(units, per_unit)| seconds(units, per_unit))
         .into_iter()
         .min_by(|a, b| a.device.total_cmp(&b.device))
-        .expect("there are four")
+        .expect("there are four");
+    buffers
+        .iter()
+        .try_for_each(|pair| check_copy(client, pair, bytes / 16 * 16))?;
+    Ok(best)
 }

@@ -14,6 +14,7 @@
 //!
 //! `copy ms` is a copy of a tensor of that shape. Small tensors are many, one after the other, so that no cache of the device holds them.
 
+mod check;
 mod clock;
 mod memory;
 mod rows;
@@ -21,6 +22,7 @@ mod rows;
 mod runtime;
 #[cfg(feature = "tuning")]
 mod sweep;
+mod table;
 #[path = "../../tests/kernels/training.rs"]
 mod training;
 
@@ -33,8 +35,9 @@ use clap::Parser;
 use cubecl::prelude::*;
 use serde_json::{Value, json};
 
-use rows::{Choice, Row};
+use rows::{Choice, Table};
 use runtime::DeviceName;
+use table::Row;
 
 /// Times the kernels on a device
 #[derive(Parser)]
@@ -119,7 +122,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     };
     #[cfg(feature = "tuning")]
     if arguments.sweep {
-        result["sweep"] = sweep::sweep(&client, arguments.quick, budget, until).into();
+        result["sweep"] = sweep::sweep(&client, arguments.quick, budget, until)?.into();
         return write(arguments.json, &result);
     }
     let choice = Choice {
@@ -128,12 +131,22 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         budget,
         until,
     };
-    let (copied, rows, left) = rows::measure(&client, &choice)?;
-    print!("{}", rows::summary(&rows));
+    let Table {
+        copied,
+        rows,
+        left,
+        failures,
+    } = rows::measure(&client, &choice)?;
+    print!("{}", table::summary(&rows));
     result["copy_bytes_per_second"] = copied.into();
     result["rows"] = rows.iter().map(Row::json).collect();
     result["rows_left_out"] = left.into();
-    write(arguments.json, &result)
+    result["failures"] = failures.clone().into();
+    write(arguments.json, &result)?;
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{} rows failed", failures.len()).into()),
+    }
 }
 
 /// Replaces the file, if there is to be one.

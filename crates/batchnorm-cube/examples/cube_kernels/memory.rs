@@ -19,9 +19,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For tensors of at most `largest` values; where `cold`, at least [`COLD`] bytes.
+    /// For tensors of at most `largest` bytes; where `cold`, at least [`COLD`] bytes.
     pub fn new(client: &Client, element: Element, largest: usize, cold: bool) -> Self {
-        let bytes = (largest * element.size()).next_multiple_of(ALIGNMENT);
+        let bytes = largest.next_multiple_of(ALIGNMENT);
         let bytes = match cold {
             true => bytes.max(COLD),
             false => bytes,

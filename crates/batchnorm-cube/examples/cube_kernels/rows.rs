@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use batchnorm_cube::*;
 use cubecl::prelude::*;
-use serde_json::{Value, json};
 
-use crate::clock::{Seconds, copy_seconds, time};
+use crate::check::check;
+use crate::clock::{copy_seconds, time};
 use crate::memory::Memory;
+use crate::table::{EPILOGUES, Measured, Row, header};
 use crate::training::{SHAPES, Training};
 
 /// Shapes of large batches, besides the suite's.
@@ -16,37 +17,6 @@ const LARGE: [(&str, &[usize]); 2] = [
     ("n256_c1024_hw14x14", &[256, 1024, 14, 14]),
     ("n256_c64_hw56x56", &[256, 64, 56, 56]),
 ];
-
-/// What follows the normalization.
-const EPILOGUES: [(&str, Activation, bool); 3] = [
-    ("none", Activation::None, false),
-    ("relu", Activation::Relu, false),
-    ("add-relu", Activation::Relu, true),
-];
-
-/// The passes, in the order of a row.
-const PASSES: [&str; 3] = ["forward", "forward_backward", "inference"];
-
-/// One line of the table.
-pub struct Row {
-    name: &'static str,
-    shape: Vec<usize>,
-    channels_last: bool,
-    epilogue: usize,
-    element: Element,
-    copy: f64,
-    passes: [Measured; 3],
-}
-
-/// What was measured of a pass.
-struct Measured {
-    seconds: Seconds,
-    launches: usize,
-    /// Bytes of its launches, as a multiple of what passes without a split move.
-    ratio: f64,
-    /// Bytes of a pass that reads and writes every tensor once, per second, as a share of the large copy's.
-    share: f64,
-}
 
 /// What is chosen of all rows.
 pub struct Choice {
@@ -119,70 +89,92 @@ fn plans(client: &Client, choice: &Choice) -> Vec<Plan> {
     plans
 }
 
-/// Measures and prints row by row; the bytes per second of the large copy, the rows, and how many were left out for lack of time.
-pub fn measure(client: &Client, choice: &Choice) -> Result<(f64, Vec<Row>, usize), String> {
+/// All that was measured.
+pub struct Table {
+    /// Bytes per second of the large copy, read and written.
+    pub copied: f64,
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// How many rows were left out for lack of time.
+    pub left: usize,
+    /// What was not done as it should be, and so not timed.
+    pub failures: Vec<String>,
+}
+
+/// Measures and prints row by row.
+///
+/// # Errors
+///
+/// A sentence, where there is nothing to measure or the copy does not copy.
+pub fn measure(client: &Client, choice: &Choice) -> Result<Table, String> {
     let plans = plans(client, choice);
-    let largest = plans.iter().map(|plan| plan.problem.layout.len()).max();
-    let Some(largest) = largest else {
+    if plans.is_empty() {
         return Err(format!(
             "no shape that fits has `{}` in its name",
             choice.only
         ));
-    };
+    }
     let software = client.properties().identity.physical.is_none();
     let mut memories = HashMap::new();
-    let new = |element| Memory::new(client, element, largest, !software);
-    let memory = memories
-        .entry(Element::F32)
-        .or_insert_with_key(|element| new(*element));
+    let new = |element: &Element| {
+        let same = plans.iter().filter(|plan| plan.problem.element == *element);
+        let largest = same.map(Plan::bytes).max().unwrap_or(0);
+        Memory::new(client, *element, largest, !software)
+    };
+    let first = plans[0].problem.element;
+    let memory = memories.entry(first).or_insert_with_key(new);
     let bytes = memory.bytes();
     let pairs = memory.pairs(client, bytes);
-    let copied = 2.0 * bytes as f64 / copy_seconds(client, choice.budget, &pairs, bytes).device;
+    let copied = 2.0 * bytes as f64 / copy_seconds(client, choice.budget, &pairs, bytes)?.device;
     drop(pairs);
     println!("copy of {} MiB: {:.1} GB/s", bytes >> 20, copied * 1e-9);
-    let passes = ["fwd", "f+b", "inf"].map(|pass| {
-        format!(
-            " | {:>9} {:>9} {:>2} {:>6}",
-            format!("{pass} ms"),
-            "(loop)",
-            "n",
-            "%copy"
-        )
-    });
-    println!(
-        "{:<22}{:<6}{:<6}{:<9}{:>8}{}",
-        "shape",
-        "order",
-        "type",
-        "epilogue",
-        "copy ms",
-        passes.concat()
-    );
+    println!("{}", header());
     let mut copies = HashMap::new();
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     for plan in &plans {
         if Instant::now() > choice.until {
             break;
         }
-        let element = plan.problem.element;
-        let memory = &*memories.entry(element).or_insert_with(|| new(element));
-        let tensor = plan.problem.layout.len() * plan.problem.element.size();
-        let copy = *copies.entry(tensor).or_insert_with(|| {
-            let pairs = memory.pairs(client, tensor);
-            copy_seconds(client, choice.budget / 2.0, &pairs, tensor).device
-        });
-        let row = plan.measure(client, memory, choice.budget, copy, copied);
-        println!("{}", row.line());
-        rows.push(row);
+        let memory = &*memories.entry(plan.problem.element).or_insert_with_key(new);
+        let copy = match copies.get(&plan.bytes()) {
+            Some(copy) => *copy,
+            None => {
+                let pairs = memory.pairs(client, plan.bytes());
+                copy_seconds(client, choice.budget / 2.0, &pairs, plan.bytes())?.device
+            }
+        };
+        copies.insert(plan.bytes(), copy);
+        match plan.measure(client, memory, choice.budget, copy, copied) {
+            Ok(row) => {
+                println!("{}", row.line());
+                rows.push(row);
+            }
+            Err(error) => {
+                let Plan { name, problem, .. } = plan;
+                let failure = format!("{name}, {problem:?}: {error}");
+                println!("not timed: {failure}");
+                failures.push(failure);
+            }
+        }
     }
-    let left = plans.len() - rows.len();
+    let left = plans.len() - rows.len() - failures.len();
     if left > 0 {
         println!("{left} of {} rows left out: the time was up", plans.len());
     }
-    Ok((copied, rows, left))
+    Ok(Table {
+        copied,
+        rows,
+        left,
+        failures,
+    })
 }
 
 impl Plan {
+    /// Bytes of the tensor.
+    fn bytes(&self) -> usize {
+        self.problem.layout.len() * self.problem.element.size()
+    }
+
     fn measure(
         &self,
         client: &Client,
@@ -190,20 +182,24 @@ impl Plan {
         budget: f64,
         copy: f64,
         copied: f64,
-    ) -> Row {
+    ) -> Result<Row, String> {
         let (_, activation, add) = EPILOGUES[self.epilogue];
-        let steps: Vec<Training<'_>> = memory
-            .tensors(&self.problem)
+        let tensors = memory.tensors(&self.problem);
+        let steps: Vec<Training<'_>> = tensors
             .iter()
             .map(|[x, dy, residual]| {
                 Training::new(client, self.problem, x, dy)
                     .followed_by(activation, add.then_some(residual))
             })
             .collect();
+        for (step, [x, _, residual]) in steps.iter().zip(&tensors) {
+            let residual = add.then_some(residual);
+            check(client, &self.problem, step, x, activation, residual)?;
+        }
         // x, y and what is added; and x, dy, dx, and what is added and its gradient.
         let add = u64::from(add);
         let floors = [2 + add, 2 + add + 3 + 2 * add, 2 + add];
-        let tensor = (self.problem.layout.len() * self.problem.element.size()) as u64;
+        let tensor = self.bytes() as u64;
         let [forward, backward, inference] = steps[0].passes();
         let theory = [forward, forward + backward, inference];
         let passes = [0, 1, 2].map(|pass| {
@@ -224,7 +220,7 @@ impl Plan {
                 share: (floors[pass] * tensor) as f64 / seconds.device / copied,
             }
         });
-        Row {
+        Ok(Row {
             name: self.name,
             shape: self.shape.to_vec(),
             channels_last: self.channels_last,
@@ -232,104 +228,6 @@ impl Plan {
             element: self.problem.element,
             copy,
             passes,
-        }
-    }
-}
-
-impl Row {
-    fn order(&self) -> &'static str {
-        match self.channels_last {
-            true => "last",
-            false => "first",
-        }
-    }
-
-    fn kind(&self) -> String {
-        format!("{:?}", self.element).to_lowercase()
-    }
-
-    fn line(&self) -> String {
-        let passes: String = self
-            .passes
-            .iter()
-            .map(|pass| {
-                let Seconds { device, host } = pass.seconds;
-                format!(
-                    " | {:9.4} {:9.4} {:2} {:6.1}",
-                    device * 1e3,
-                    host * 1e3,
-                    pass.launches,
-                    pass.share * 100.0
-                )
-            })
-            .collect();
-        format!(
-            "{:<22}{:<6}{:<6}{:<9}{:8.4}{passes}",
-            self.name,
-            self.order(),
-            self.kind(),
-            EPILOGUES[self.epilogue].0,
-            self.copy * 1e3
-        )
-    }
-
-    /// For the file of results.
-    pub fn json(&self) -> Value {
-        let passes: serde_json::Map<String, Value> = PASSES
-            .iter()
-            .zip(&self.passes)
-            .map(|(name, pass)| {
-                let value = json!({
-                    "ms": pass.seconds.device * 1e3,
-                    "loop_ms": pass.seconds.host * 1e3,
-                    "launches": pass.launches,
-                    "bytes_of_passes": pass.ratio,
-                    "share_of_copy": pass.share,
-                });
-                (name.to_string(), value)
-            })
-            .collect();
-        json!({
-            "name": self.name,
-            "shape": self.shape,
-            "order": self.order(),
-            "dtype": self.kind(),
-            "epilogue": EPILOGUES[self.epilogue].0,
-            "copy_ms": self.copy * 1e3,
-            "passes": passes,
         })
-    }
-}
-
-/// Geometric means of the shares of the copy, over all shapes of 8 MB and more.
-pub fn summary(rows: &[Row]) -> String {
-    let mut text = String::new();
-    for (epilogue, (name, ..)) in EPILOGUES.iter().enumerate() {
-        for element in [Element::F32, Element::F16, Element::Bf16] {
-            for channels_last in [false, true] {
-                let rows: Vec<_> = rows
-                    .iter()
-                    .filter(|row| {
-                        (row.epilogue, row.element, row.channels_last)
-                            == (epilogue, element, channels_last)
-                            && row.shape.iter().product::<usize>() * element.size() >= 8_000_000
-                    })
-                    .collect();
-                let Some(first) = rows.first() else { continue };
-                let means = [0, 1, 2].map(|pass| {
-                    let logs: f64 = rows.iter().map(|row| row.passes[pass].share.ln()).sum();
-                    format!("{:6.1}", (logs / rows.len() as f64).exp() * 100.0)
-                });
-                let (kind, order) = (first.kind(), first.order());
-                text += &format!("{order:<6}{kind:<6}{name:<9}{}\n", means.concat());
-            }
-        }
-    }
-    match text.is_empty() {
-        true => text,
-        false => {
-            "geometric means of % of copy, tensors of 8 MB and more: fwd, f+b, inf\n".to_string()
-                + &text
-        }
     }
 }

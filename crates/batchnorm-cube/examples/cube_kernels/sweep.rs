@@ -6,6 +6,7 @@ use batchnorm_cube::*;
 use cubecl::prelude::*;
 use serde_json::{Value, json};
 
+use crate::check::check;
 use crate::clock::time;
 use crate::memory::Memory;
 use crate::training::Training;
@@ -46,7 +47,12 @@ const FIELDS: [Field; 8] = [
 ];
 
 /// Times forward and backward of every layout with every value, prints the values' times relative to the chosen one's, and returns them.
-pub fn sweep(client: &Client, quick: bool, budget: f64, until: Instant) -> Vec<Value> {
+pub fn sweep(
+    client: &Client,
+    quick: bool,
+    budget: f64,
+    until: Instant,
+) -> Result<Vec<Value>, String> {
     let layouts = match quick {
         true => &SMALL[..],
         false => &LAYOUTS[..],
@@ -58,24 +64,35 @@ pub fn sweep(client: &Client, quick: bool, budget: f64, until: Instant) -> Vec<V
             ..Problem::new(Layout::new(*outer, *channels, *inner), Element::F32)
         })
         .collect();
-    let largest = problems.iter().map(|problem| problem.layout.len()).max();
+    let largest = problems
+        .iter()
+        .map(|problem| 4 * problem.layout.len())
+        .max();
     let memory = Memory::new(client, Element::F32, largest.unwrap_or(0), !quick);
-    let seconds = |problem: &Problem, tuning: Tuning| {
+    let seconds = |problem: &Problem, tuning: Tuning| -> Result<f64, String> {
         tuning.set();
-        let steps: Vec<Training<'_>> = memory
-            .tensors(problem)
+        let tensors = memory.tensors(problem);
+        let steps: Vec<Training<'_>> = tensors
             .iter()
             .map(|[x, dy, _]| Training::new(client, *problem, x, dy))
             .collect();
+        check(
+            client,
+            problem,
+            &steps[0],
+            &tensors[0][0],
+            Activation::None,
+            None,
+        )?;
         let seconds = time(client, budget, |run| {
             let step = &steps[run % steps.len()];
             step.forward();
             step.backward();
         });
         Tuning::CHOSEN.set();
-        seconds.device
+        Ok(seconds.device)
     };
-    let all = |tuning: Tuning| -> Vec<f64> {
+    let all = |tuning: Tuning| -> Result<Vec<f64>, String> {
         let of = |problem| seconds(problem, tuning);
         problems.iter().map(of).collect()
     };
@@ -100,13 +117,13 @@ pub fn sweep(client: &Client, quick: bool, budget: f64, until: Instant) -> Vec<V
             .find(|value| changed(**value) == Tuning::CHOSEN)
             .expect("the chosen value is among those that are tried");
         // Before and after, so that neither a clock that rises nor one that falls flatters the others.
-        let before = all(Tuning::CHOSEN);
+        let before = all(Tuning::CHOSEN)?;
         let others: Vec<(u64, Vec<f64>)> = values
             .iter()
             .filter(|value| **value != chosen)
-            .map(|value| (*value, all(changed(*value))))
-            .collect();
-        let after = all(Tuning::CHOSEN);
+            .map(|value| Ok((*value, all(changed(*value))?)))
+            .collect::<Result<_, String>>()?;
+        let after = all(Tuning::CHOSEN)?;
         let base: Vec<f64> = before
             .iter()
             .zip(&after)
@@ -147,5 +164,5 @@ pub fn sweep(client: &Client, quick: bool, budget: f64, until: Instant) -> Vec<V
             "relative": tried.iter().map(|(value, ratios)| json!({"value": value, "times": ratios})).collect::<Vec<_>>(),
         }));
     }
-    results
+    Ok(results)
 }

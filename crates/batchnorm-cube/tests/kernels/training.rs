@@ -33,15 +33,21 @@ pub struct Training<'a> {
     pub y: Handle,
     /// The input's gradient.
     pub dx: Handle,
-    channels: [Handle; 8],
-    statistics: Handle,
+    channels: [Handle; 6],
+    /// Those of gamma and of beta.
+    pub gradients: [Handle; 2],
+    /// The four rows of a forward.
+    pub statistics: Handle,
 }
 
 impl<'a> Training<'a> {
-    /// A step on `x`, with the upstream gradient `dy`; parameters and running statistics are 1.
+    /// A step on `x`, with the upstream gradient `dy`; parameters and running statistics are 1, results by channel are NaN until they are
+    /// written.
     pub fn new(client: &'a Client, problem: Problem, x: &Handle, dy: &Handle) -> Self {
         let Layout { channels, .. } = problem.layout;
-        let ones = 1f32.to_ne_bytes().repeat(channels);
+        let filled = |value: f32, rows| {
+            client.create_from_slice(&value.to_ne_bytes().repeat(rows * channels))
+        };
         let [y, dx] = [(); 2].map(|()| tensor(client, problem));
         Self {
             client,
@@ -52,8 +58,9 @@ impl<'a> Training<'a> {
             residual: None,
             y,
             dx,
-            channels: [(); 8].map(|()| client.create_from_slice(&ones)),
-            statistics: client.empty(16 * channels),
+            channels: [(); 6].map(|()| filled(1.0, 1)),
+            gradients: [(); 2].map(|()| filled(f32::NAN, 1)),
+            statistics: filled(f32::NAN, 4),
         }
     }
 
@@ -82,7 +89,7 @@ impl<'a> Training<'a> {
 
     /// Launches the forward.
     pub fn forward(&self) -> Launches {
-        let [_, _, mean, variance, new_mean, new_variance, ..] = &self.channels;
+        let [_, _, mean, variance, new_mean, new_variance] = &self.channels;
         let running = Running {
             mean,
             variance,
@@ -111,11 +118,11 @@ impl<'a> Training<'a> {
 
     /// Launches the backward.
     pub fn backward(&self) -> Launches {
-        let [.., gamma_grad, beta_grad] = &self.channels;
+        let [gamma, beta] = &self.gradients;
         let out = Gradients {
             input: Some(Target::To(&self.dx)),
-            gamma: Some(gamma_grad),
-            beta: Some(beta_grad),
+            gamma: Some(gamma),
+            beta: Some(beta),
             residual: self.residual.as_ref().map(|[_, gradient]| gradient),
         };
         train_backward(

@@ -167,8 +167,13 @@ impl Case {
             let value = given(name, param.val().detach())?;
             Ok::<_, CaseError>(Param::from_tensor(value).set_require_grad(require_grad))
         };
-        layer.gamma = learnable(layer.gamma, "gamma")?;
-        layer.beta = learnable(layer.beta, "beta")?;
+        // A parameter that is off has no value to be given.
+        if self.settings.config.scale {
+            layer.gamma = learnable(layer.gamma, "gamma")?;
+        }
+        if self.settings.config.shift {
+            layer.beta = learnable(layer.beta, "beta")?;
+        }
         layer.running_mean = RunningState::new(given("running_mean", layer.running_mean.value())?);
         layer.running_var = RunningState::new(given("running_var", layer.running_var.value())?);
         layer
@@ -203,7 +208,11 @@ impl Case {
         let Some(data) = data else {
             return Ok(None);
         };
-        let data = data.clone().convert::<f32>();
+        // Weights in their own type; a mask of bytes or booleans in any that is computed with.
+        let data = match data.dtype().is_float() {
+            true => data.clone(),
+            false => data.clone().convert::<f32>(),
+        };
         Ok(Some(match data.shape().num_dims() {
             1 => Mask::from_weights(Tensor::<1>::from_data(data, device)),
             2 => Mask::from_weights(Tensor::<2>::from_data(data, device)),

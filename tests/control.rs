@@ -733,3 +733,126 @@ fn debiased_averages_of_small_momenta_keep_their_digits() {
         }
     }
 }
+
+/// What the second layer will see in inference is what the first makes of the data by its new statistics.
+#[test]
+fn recalibration_reaches_layers_behind_layers_by_other_statistics() {
+    for (name, device) in devices::all() {
+        let x = batch(1, &device) * 2.0 + 5.0;
+        for statistics in [
+            Statistics::Running,
+            Statistics::Blend { batch: 0.1 },
+            Statistics::Ghost(burn_batchnorm::Ghost {
+                size: 2,
+                variance: burn_batchnorm::GhostVariance::Mean,
+            }),
+        ] {
+            let norm = || {
+                BatchNormConfig::new(3)
+                    .with_statistics(statistics)
+                    .with_variance(Variance::Biased)
+                    .init(&device.clone().autodiff())
+            };
+            let mut network = Network::new(&device.clone().autodiff());
+            (network.first, network.blocks) = (norm(), vec![norm()]);
+            let network = recalibrate(
+                network,
+                Recalibration::Population,
+                [x.clone()],
+                |network, x| network.blocks[0].forward(network.first.forward(x)),
+            );
+            let what = format!("{name} {statistics:?}");
+            let second = &network.blocks[0];
+            for (got, expected) in [
+                (
+                    &network.first.running_var,
+                    x.clone().var_bias(0).reshape([3]),
+                ),
+                (&second.running_mean, Tensor::zeros([3], &device)),
+                (&second.running_var, Tensor::ones([3], &device)),
+            ] {
+                let (got, expected) = (vector(got.value()), vector(expected));
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!((got - expected).abs() < 1e-4, "{what}: {got}, {expected}");
+                }
+            }
+        }
+    }
+}
+
+/// A last batch of one value has no variance of its own, but belongs to the population.
+#[test]
+fn recalibration_takes_parts_of_one_value() {
+    let device = Device::flex();
+    let layer = BatchNormConfig::new(1).init(&device.clone().autodiff());
+    let column =
+        |values: &[f32]| Tensor::<1>::from_floats(values, &device).reshape([values.len(), 1]);
+    let layer = recalibrate(
+        layer,
+        Recalibration::Population,
+        [column(&[1.0, 3.0]), column(&[8.0])],
+        |layer, x| layer.forward(x),
+    );
+    assert!((vector(layer.running_mean.value())[0] - 4.0).abs() < 1e-5);
+    assert!((vector(layer.running_var.value())[0] - 13.0).abs() < 1e-4);
+}
+
+/// Counts too, and what each channel has left out: the next batch weighs as it would have.
+#[test]
+fn a_snapshot_restores_what_each_channel_has_skipped() {
+    for averaging in [Averaging::Cumulative, Averaging::Exponential] {
+        let device = Device::flex().autodiff();
+        let layer = BatchNormConfig::new(2)
+            .with_averaging(averaging)
+            .with_non_finite(NonFinite::Skip)
+            .init(&device);
+        let means = |a: f32, b: f32| {
+            Tensor::<2>::from_floats([[a - 1.0, b - 1.0], [a + 1.0, b + 1.0]], &device)
+        };
+        layer.forward(means(2.0, 2.0));
+        layer.forward(means(4.0, f32::NAN));
+        let before = Snapshot::of(&layer);
+        let untouched = layer.clone();
+        layer.forward(means(f32::NAN, 30.0));
+        let layer = before.restore(layer);
+        assert_eq!(layer.num_batches_tracked.value(), 2);
+        assert_eq!(vector(layer.skipped_updates()), [0.0, 1.0]);
+        for layer in [&layer, &untouched] {
+            layer.forward(means(9.0, 9.0));
+        }
+        assert_eq!(
+            vector(layer.running_mean.value()),
+            vector(untouched.running_mean.value())
+        );
+        if averaging == Averaging::Cumulative {
+            let mean = vector(layer.running_mean.value());
+            assert!(
+                (mean[0] - 5.0).abs() < 1e-5 && (mean[1] - 5.5).abs() < 1e-5,
+                "{mean:?}"
+            );
+        }
+    }
+}
+
+/// Of the smallest momentums, too.
+#[test]
+fn debiased_averages_stay_finite() {
+    let device = Device::flex().autodiff();
+    for momentum in [1e-17, 1e-300, f64::MIN_POSITIVE] {
+        let layer = BatchNormConfig::new(3)
+            .with_averaging(Averaging::Debiased)
+            .with_momentum(momentum)
+            .init(&device);
+        for seed in 1..4 {
+            layer.forward(batch(seed, &device));
+        }
+        let (mean, variance) = (
+            vector(layer.running_mean.value()),
+            vector(layer.running_var.value()),
+        );
+        assert!(
+            mean.iter().chain(&variance).all(|v| v.is_finite()),
+            "{momentum}: {mean:?}"
+        );
+    }
+}

@@ -71,6 +71,7 @@ fn config(draw: &mut Draw) -> BatchNormConfig {
             Activation::LeakyRelu(0.2),
             Activation::Relu6,
             Activation::Silu,
+            Activation::Gelu,
             Activation::GeluTanh,
             Activation::HardSwish,
             Activation::Sigmoid,
@@ -132,6 +133,12 @@ fn config(draw: &mut Draw) -> BatchNormConfig {
     {
         config.memory = Memory::Output;
     }
+    if config.scale && draw.one_in(3) {
+        config.initial_gamma = draw.of(&[0.0, 0.5, -1.0]);
+    }
+    if config.shift && draw.one_in(3) {
+        config.initial_beta = draw.unit();
+    }
     // One number out of its range.
     match draw.below(60) {
         0 => config.epsilon = draw.of(&[0.0, -1.0, f64::NAN, f64::INFINITY]),
@@ -161,6 +168,8 @@ fn config(draw: &mut Draw) -> BatchNormConfig {
             });
         }
         8 => config.activation = Activation::LeakyRelu(f64::INFINITY),
+        9 => (config.scale, config.initial_gamma) = draw.of(&[(false, 0.5), (true, f64::NAN)]),
+        10 => (config.shift, config.initial_beta) = draw.of(&[(false, 0.5), (true, 1e39)]),
         _ => {}
     }
     config
@@ -180,6 +189,14 @@ fn refusal(config: &BatchNormConfig) -> Option<&'static str> {
     }
     if !weight(config.momentum) {
         return Some("Momentum");
+    }
+    let starts = |value: f64, neutral: f64, learned: bool| {
+        (value as f32).is_finite() && (learned || value == neutral)
+    };
+    if !starts(config.initial_gamma, 1.0, config.scale)
+        || !starts(config.initial_beta, 0.0, config.shift)
+    {
+        return Some("Invalid");
     }
     let least = |renorm: &Renorm| renorm.r_min.unwrap_or(1.0);
     let valid = match config.statistics {
@@ -414,7 +431,11 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
     // f64 where the device has it: then nothing hides behind rounding.
     let exponential = matches!(
         config.activation,
-        Activation::Silu | Activation::GeluTanh | Activation::Sigmoid | Activation::Tanh
+        Activation::Silu
+            | Activation::Gelu
+            | Activation::GeluTanh
+            | Activation::Sigmoid
+            | Activation::Tanh
     );
     let wgpu = devices::by_name("wgpu").is_some_and(|wgpu| wgpu == *device);
     let wide = device.supports_dtype(DType::F64) && !draw.one_in(4) && !(wgpu && exponential);
@@ -434,15 +455,25 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
         }
     };
     let channels = config.num_features;
-    let (gamma, beta) = (draw.units(channels), draw.units(channels));
+    // As after some steps, or as they start.
+    let trained = !draw.one_in(4);
+    let (gamma, beta) = match trained {
+        true => (draw.units(channels), draw.units(channels)),
+        false => (
+            vec![config.initial_gamma; channels],
+            vec![config.initial_beta as f32 as f64; channels],
+        ),
+    };
     let mut reference = Layer::new(config.clone(), gamma, beta);
     let put = |param: Param<Tensor<1>>, values: &[f64]| {
         let requires = param.is_require_grad();
         let data = TensorData::new(values.to_vec(), [channels]).convert_dtype(dtype);
         Param::from_tensor(Tensor::from_data(data, (&device, dtype))).set_require_grad(requires)
     };
-    layer.gamma = put(layer.gamma, &reference.gamma);
-    layer.beta = put(layer.beta, &reference.beta);
+    if trained || wide {
+        layer.gamma = put(layer.gamma, &reference.gamma);
+        layer.beta = put(layer.beta, &reference.beta);
+    }
 
     let rank = 2 + draw.below(3);
     let mask_one_in = draw.of(&[1, 2, 1000]);

@@ -491,3 +491,42 @@ fn a_frozen_form_with_a_nan_thaws_to_the_same_parameters() {
             .all(|y| y.is_finite())
     );
 }
+
+/// Two vectors are another function than statistics of each batch.
+#[test]
+fn what_infers_by_batches_is_not_frozen() {
+    let device = Device::flex();
+    for config in [
+        BatchNormConfig::new(1).with_inference(burn_batchnorm::Inference::Batch),
+        BatchNormConfig::new(1).with_inference(burn_batchnorm::Inference::Blend { batch: 0.5 }),
+        BatchNormConfig::new(1).with_running_stats(false),
+    ] {
+        let error = config
+            .init(&device)
+            .try_frozen()
+            .expect_err("another function");
+        assert_eq!(error.name(), "Invalid");
+        assert!(error.to_string().contains("to freeze"), "{error}");
+    }
+}
+
+#[test]
+fn health_finds_faults_that_most_channels_share_and_keeps_nan_in_json() {
+    let device = Device::flex();
+    let mut layer = BatchNormConfig::new(4).init(&device);
+    let tiny = [1e-12, 1e-12, 1e-12, 1.0];
+    layer.running_var.update(Tensor::from_floats(tiny, &device));
+    layer.gamma = layer.gamma.map(|_| Tensor::from_floats([1e-9; 4], &device));
+    let x = random([8, 4], 1, &device);
+    let report = health(&layer, [x], |layer, x| layer.forward(x));
+    assert_eq!(report.layers[0].vanishing, [0, 1, 2]);
+    assert_eq!(report.layers[0].dead, [0, 1, 2, 3]);
+
+    let layer = BatchNormConfig::new(2).init(&device);
+    let bad = Tensor::<2>::from_floats([[f32::NAN, 0.1], [1.0, -0.1]], &device);
+    let report = health(&layer, [bad], |layer, x| layer.forward(x));
+    let json = serde_json::to_string(&report).expect("JSON");
+    let read: Health = serde_json::from_str(&json).expect("its own JSON");
+    assert!(read.layers[0].mean_drift.is_some_and(f64::is_nan), "{json}");
+    assert!(!read.is_healthy());
+}

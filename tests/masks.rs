@@ -256,3 +256,98 @@ fn masks_go_with_residuals_ghosts_and_half_types() {
         assert_eq!(vector(layer.skipped_updates()), [0.0; 3]);
     }
 }
+
+/// A residual that is not finite where nothing counts reaches no gradient, and with `Normalize` no output.
+#[test]
+fn residuals_of_padding_reach_nothing() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        for (activation, policy) in [
+            (Activation::Relu, MaskedOutput::Zero),
+            (Activation::HardSwish, MaskedOutput::Zero),
+            (Activation::Tanh, MaskedOutput::Normalize),
+        ] {
+            for statistics in [Statistics::Batch, Statistics::Ghost(Ghost::new(4))] {
+                let layer = BatchNormConfig::new(1)
+                    .with_activation(activation)
+                    .with_masked_output(policy)
+                    .with_statistics(statistics)
+                    .init(&device);
+                let column = |values: [f32; 4]| {
+                    let rows = values.map(|value| [value]);
+                    Tensor::<2>::from_floats(rows, &device).require_grad()
+                };
+                let x = column([1.0, 3.0, 5.0, f32::NAN]);
+                let residual = column([0.0, 0.5, 0.0, f32::NAN]);
+                let mask = Mask::from_weights(Tensor::<1>::from_floats([1., 1., 1., 0.], &device));
+                let with = With {
+                    residual: Some(residual.clone()),
+                    mask: Some(mask),
+                };
+                let y = layer.forward_with(x.clone(), with);
+                assert!(vector(y.clone()).iter().all(|y| y.is_finite()), "{name}");
+                let valid = Tensor::<2>::from_floats([[1.], [2.], [3.], [0.]], &device);
+                let gradients = (y * valid).sum().backward();
+
+                let plain = BatchNormConfig::new(1)
+                    .with_activation(activation)
+                    .init(&device);
+                let rows = |tensor: &Tensor<2>| {
+                    let rows = tensor.clone().slice([0..3, 0..1]);
+                    rows.detach().require_grad()
+                };
+                let compact = rows(&x);
+                let expected = plain.forward_residual(compact.clone(), rows(&residual));
+                let valid = Tensor::<2>::from_floats([[1.], [2.], [3.]], &device);
+                let of_plain = (expected * valid).sum().backward();
+                let what = format!("{name} {activation:?} {statistics:?}");
+                let gamma = |layer: &burn_batchnorm::BatchNorm, gradients: &_| {
+                    layer.gamma.grad(gradients).expect("gamma").into_data()
+                };
+                assert_close(
+                    &what,
+                    &gamma(&layer, &gradients),
+                    &gamma(&plain, &of_plain),
+                    1e-4,
+                );
+                let dx = x.grad(&gradients).expect("x").slice([0..3, 0..1]);
+                let expected = compact.grad(&of_plain).expect("x");
+                assert_close(&what, &dx.into_data(), &expected.into_data(), 1e-4);
+            }
+        }
+    }
+}
+
+/// One value has no variance, whichever way the others were left out: nothing enters.
+#[test]
+fn a_mask_that_leaves_one_value_leaves_the_state_alone() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        for config in [BatchNormConfig::keras(1), BatchNormConfig::pytorch(1)] {
+            let layer = config.with_channel_axis(1).init(&device);
+            let x = Tensor::<2>::from_floats([[5.0], [7.0]], &device);
+            let weights =
+                |weights: [f32; 2]| Mask::from_weights(Tensor::<1>::from_floats(weights, &device));
+            layer.forward_masked(x.clone(), &weights([1.0, 0.0]));
+            assert_eq!(vector(layer.running_var.value()), [1.0], "{name}");
+            assert_eq!(layer.num_batches_tracked.value(), 0, "{name}");
+            // A little more than one is two at most: a biased variance of 0.001, times 2 and not 1001.
+            layer.forward_masked(x, &weights([1.0, 0.001]));
+            let variance = vector(layer.running_var.value())[0];
+            assert!(variance < 1.0, "{name}: {variance}");
+        }
+    }
+}
+
+/// What no statistic is known of is not divided by the root of epsilon.
+#[test]
+fn a_channel_without_anything_admitted_keeps_its_size() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let x = Tensor::<2>::from_floats([[300.0], [-300.0]], &device);
+        let mask = Mask::from_weights(Tensor::<1>::zeros([2], &device));
+        let layer = BatchNormConfig::new(1).init(&device);
+        let y = vector(layer.forward_masked(x, &mask));
+        assert!((y[0] - 300.0).abs() < 0.1 && y[0] == -y[1], "{name}: {y:?}");
+    }
+}

@@ -4,7 +4,7 @@ use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::functional::{self, Epilogue};
-use burn_batchnorm::{Averaging, BatchNormConfig, SingleValue, Variance};
+use burn_batchnorm::{Averaging, BatchNormConfig, Bound, Reference, Renorm, SingleValue, Variance};
 
 use crate::common::{assert_close, random, values, vector};
 
@@ -185,6 +185,30 @@ fn presets_are_those_of_their_frameworks() {
     assert_eq!(facts(BatchNormConfig::onnx(4)), (1e-5, 0.1, Biased, 1));
     assert_eq!(facts(BatchNormConfig::burn(4)), (1e-5, 0.1, Biased, 1));
     assert_eq!(BatchNormConfig::new(4), BatchNormConfig::pytorch(4));
+    for config in [
+        BatchNormConfig::keras(4),
+        BatchNormConfig::flax(4),
+        BatchNormConfig::onnx(4),
+        BatchNormConfig::burn(4),
+    ] {
+        assert_eq!(config.single_value, SingleValue::SkipUpdate);
+    }
+    assert_eq!(BatchNormConfig::pytorch(4).single_value, SingleValue::Error);
+
+    let keras = Renorm::keras();
+    assert_eq!(keras.reference, Reference::Separate { momentum: 0.01 });
+    let unbounded = (Some(0.0), Bound::Unbounded, Bound::Unbounded);
+    assert_eq!((keras.r_min, keras.r_max, keras.d_max), unbounded);
+    let paper = Renorm::paper();
+    assert_eq!((paper.r_min, paper.reference), (None, Reference::Running));
+    let ramp = |start, end, until| Bound::Ramp {
+        start,
+        end,
+        from: 5_000,
+        until,
+    };
+    assert_eq!(paper.r_max, ramp(1.0, 3.0, 40_000));
+    assert_eq!(paper.d_max, ramp(0.0, 5.0, 25_000));
 }
 
 #[test]

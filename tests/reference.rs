@@ -45,9 +45,10 @@ fn moments(values: impl Iterator<Item = (f64, f64)> + Clone) -> Moments {
     let admitted = || values.clone().filter(|(_, w)| *w > 0.0);
     let weight: f64 = admitted().map(|(_, w)| w).sum();
     if weight == 0.0 {
+        // As of a new layer.
         return Moments {
             mean: 0.0,
-            variance: 0.0,
+            variance: 1.0,
             weight,
         };
     }
@@ -127,13 +128,23 @@ impl Layer {
         match self.config.statistics {
             Statistics::Ghost(ghost) if training => {
                 let samples = batch.shape[usize::from(self.axis(batch) == 0)];
-                let groups = samples.div_ceil(ghost.size);
+                let groups = self.groups(batch, ghost.size);
                 // The last one begins with sample `groups - 1`.
                 let of_last = (groups - 1..samples).step_by(groups).count();
                 of_last * (values / samples)
             }
             _ => values,
         }
+    }
+
+    /// Ghost batches of so many samples; none of one value a channel where two can be had.
+    fn groups(&self, batch: &Batch, size: usize) -> usize {
+        let samples = batch.shape[usize::from(self.axis(batch) == 0)];
+        let groups = samples.div_ceil(size);
+        if samples * self.config.num_features == batch.x.len() && size > 1 && samples > 1 {
+            return groups.min(samples / 2);
+        }
+        groups
     }
 
     /// The batches that some channel took.
@@ -226,9 +237,7 @@ impl Layer {
             .map(|c| of(&|i| self.place(batch, i).0 == c))
             .collect();
         let groups = match by {
-            Statistics::Ghost(ghost) => {
-                batch.shape[usize::from(self.axis(batch) == 0)].div_ceil(ghost.size)
-            }
+            Statistics::Ghost(ghost) => self.groups(batch, ghost.size),
             _ => 1,
         };
         let by_group: Vec<Vec<Moments>> = (0..groups)
@@ -329,16 +338,15 @@ impl Layer {
                     false => (values / groups) as f64,
                 };
             }
-            let least = if unbiased { 1.0 } else { 0.0 };
             let weighted = masked || matches!(by, Statistics::Ghost(_)) && uneven;
-            let known = !weighted || count > least;
+            let known = !weighted || count > 1.0;
             let finite = seen.mean.is_finite() && seen.variance.is_finite();
             if !known || config.non_finite == NonFinite::Skip && !finite {
                 self.skipped[c] += 1.0;
                 continue;
             }
             let correction = if unbiased && count > 1.0 {
-                count / (count - 1.0)
+                count / (count - 1.0).max(count / 2.0)
             } else {
                 1.0
             };
@@ -404,6 +412,7 @@ fn activate(activation: Activation, z: f64) -> f64 {
             }
         }
         Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::Gelu => z * (1.0 + libm::erf(z / std::f64::consts::SQRT_2)) / 2.0,
         Activation::HardSwish => z * (z + 3.0).clamp(0.0, 6.0) / 6.0,
         Activation::Sigmoid => 1.0 / (1.0 + (-z).exp()),
         Activation::Tanh => z.tanh(),

@@ -210,3 +210,31 @@ fn a_ghost_size_of_the_batch_or_more_is_batch_normalization() {
         );
     }
 }
+
+/// A ghost batch of one value would have no variance: seven samples of one value are 3, 2 and 2.
+#[test]
+fn ghosts_of_an_odd_batch_have_two_values() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let config = BatchNormConfig::new(3);
+        let layer = config
+            .clone()
+            .with_statistics(Statistics::Ghost(Ghost::new(2)))
+            .init(&device);
+        let x = random([7, 3], 4, &device);
+        let y = layer.forward(x.clone());
+        for ghost in 0..3usize {
+            let take = |tensor: &Tensor<2>| {
+                let rows = (ghost..7)
+                    .step_by(3)
+                    .map(|i| tensor.clone().slice([i..i + 1, 0..3]));
+                Tensor::cat(rows.collect(), 0)
+            };
+            let expected = config.init(&device).forward(take(&x));
+            assert_close(name, &take(&y).into_data(), &expected.into_data(), 1e-4);
+        }
+        // Of one sample each they were asked for, and have none.
+        let one = config.with_statistics(Statistics::Ghost(Ghost::new(1)));
+        assert!(one.init(&device).try_forward(x).is_err(), "{name}");
+    }
+}

@@ -357,3 +357,16 @@ fn what_burn_nn_cannot_do_is_not_converted() {
             .contains("no activation: Relu, no channel_axis")
     );
 }
+
+/// The one format that is written has one name: by another, `load` would take it for a pickle.
+#[test]
+fn a_path_of_another_format_is_not_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = Network::new(Framework::PyTorch, Averaging::Exponential, &Device::flex());
+    for name in ["model.pth", "model.pt", "model"] {
+        let path = folder.path().join(name);
+        let error = Framework::PyTorch.save(&model, &path).expect_err(name);
+        assert!(error.to_string().contains(".safetensors"), "{error}");
+        assert!(!path.exists());
+    }
+}

@@ -23,6 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 RUNS = 3
+# Those of `resnet bench`. The last two differ in what their batch norms keep for the backward pass.
+NETWORKS = ("ours", "without", "burn-nn", "leaky", "in-place")
 
 
 def timed(run):
@@ -69,7 +71,7 @@ def passes(batch, size):
 
 def ours(options, batch):
     command = [options.resnet, "bench", "--json", "--device", options.device, "--rounds", str(RUNS),
-               "--batches", str(batch), "--size", str(options.size)]
+               "--batches", str(batch), "--size", str(options.size), "--networks", ",".join(NETWORKS)]
     environment = os.environ | {"RAYON_NUM_THREADS": str(options.threads)}
     output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
     for row in json.loads(output):
@@ -133,8 +135,7 @@ def main():
             row = {name: round(median(t), 1) for (of, name), t in times.items() if of == kind}
             report["milliseconds"].append({"pass": kind, "batch": batch} | row)
             print(kind, batch, row, flush=True)
-        networks = ("pytorch", "ours", "without", "burn-nn")
-        row = {network: peak(options, batch, network) for network in networks}
+        row = {network: peak(options, batch, network) for network in ("pytorch", *NETWORKS)}
         report["peak_mib"].append({"batch": batch} | row)
         print("peak MiB", batch, row, flush=True)
     if options.json:

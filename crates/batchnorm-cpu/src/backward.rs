@@ -30,11 +30,9 @@
 //! **Range.** Products of g and `x - mean` are summed in the type of the arithmetic: for `f32`, about 4096 of them must stay below 3e38. Where `s^2`
 //! leaves the range of `f32` (a spread beyond 1e19) x_grad, itself smaller than 1e-19, loses its part in b.
 
-use std::ops::Range;
-
 use crate::activation::{Activation, Applied, Epilogue};
 use crate::cut::PerChannel;
-use crate::driver;
+use crate::driver::{self, Next, Reduced};
 use crate::forward::{Normalized, applied, set_applied, with_residual};
 use crate::memory::{InOut, Output};
 use crate::simd::kernels::{Activate, Curved, GradientSums, Kernel, Nothing, XGradient};
@@ -230,11 +228,12 @@ impl<E: Element> Backward<'_, E> {
         }
         let arrays: PerChannel<'_, E::Accum> = [mean, scale, shift, a, b, c, gamma_grad, beta_grad];
         let n = layout.samples_per_channel().max(1) as f64;
-        let finish =
-            |range: Range<usize>, pairs: [&[f64]; 2], arrays: &mut PerChannel<'_, E::Accum>| {
-                let mean_lo = mean_lo.map(|low| &low[range.clone()]);
-                gradients(n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
-            };
+        let finish = |Reduced { range, pairs, .. }: Reduced<'_>,
+                      arrays: &mut PerChannel<'_, E::Accum>| {
+            let mean_lo = mean_lo.map(|low| &low[range.clone()]);
+            gradients(n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
+            Next::Done
+        };
         if !(of_batch || parameters) {
             driver::apply(layout, tile, kernel, std::array::from_fn(|i| &*arrays[i]));
         } else if writes {

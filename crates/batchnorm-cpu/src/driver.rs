@@ -8,6 +8,8 @@
 //!   kernel. Memory is read twice, unless it fits into the last-level cache.
 //!
 //! Both merge the same partials in the same order, so they give the same bits.
+//!
+//! What takes the result of a reduction may find that it was read with unsuitable parameters, set others, and have it read [`Again`](Next::Again), once.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -26,8 +28,29 @@ thread_local! {
     /// and touch every page for the first time.
     static PAIRS: Cell<[Vec<f64>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
-/// Larger ones are not kept.
+/// How often a channel is read at most before its results stand.
+const READINGS: usize = 2;
+/// Larger partials are not kept.
 const MOST_KEPT_BYTES: usize = 4 << 20;
+
+/// What some channels were reduced to.
+pub(crate) struct Reduced<'a> {
+    /// Which channels.
+    pub range: Range<usize>,
+    /// Their pairs.
+    pub pairs: [&'a [f64]; 2],
+    /// Whether they cannot be read again.
+    pub last: bool,
+}
+
+/// What follows from that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Their results stand.
+    Done,
+    /// They have other parameters now and must be read again. No answer to the last reading.
+    Again,
+}
 
 /// What the kernels of one call have in common.
 struct Call {
@@ -61,25 +84,25 @@ pub(crate) fn apply<E: Element, K: Kernel<E::Accum>>(
     call.apply_parts(parts.into_iter(), kernel);
 }
 
-/// A reduction of all channels. `finish` takes the pairs of the channels of a range and sets their results.
+/// A reduction of all channels. `finish` sets their results.
 pub(crate) fn reduce<E: Element, R: Reduction<E>>(
     layout: Layout,
     tile: Tile<'_, E>,
     reduction: R,
     mut arrays: PerChannel<'_, E::Accum>,
-    finish: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>) + Sync,
+    finish: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next + Sync,
 ) {
     let call = Call::new::<E>(layout, 2);
     call.reduce_shared(&tile, reduction, &mut arrays, &finish);
 }
 
-/// A reduction, then a kernel that writes. `between` takes the pairs of the channels of a range and sets their parameters and results.
+/// A reduction, then a kernel that writes. `between` sets its parameters, and results.
 pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>>(
     layout: Layout,
     tile: Tile<'_, E>,
     (reduction, kernel): (R, K),
     mut arrays: PerChannel<'_, E::Accum>,
-    between: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>) + Sync,
+    between: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next + Sync,
 ) {
     let tensors = K::INPUTS + K::OUTPUTS;
     let call = Call::new::<E>(layout, tensors + K::INPUTS);
@@ -114,26 +137,31 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
         |(scratch, pairs), (range, mut tile, mut arrays)| {
             let channels = range.len();
             let partials = tiling.partials();
-            for pairs in &mut *pairs {
-                pairs.clear();
-                pairs.resize(channels * partials.max(1), 0.0);
-            }
-            let [first, second] = pairs;
-            for partial in 0..partials {
-                let slots = partial * channels..(partial + 1) * channels;
-                let grid = tile.grid();
-                isa.run(Reduce {
-                    tile: tile.view(0..grid.rows, 0..grid.cols),
-                    tiling,
-                    partial,
-                    reduction,
-                    params: std::array::from_fn(|i| &*arrays[i]),
-                    scratch,
-                    out: [&mut first[slots.clone()], &mut second[slots]],
-                });
-            }
-            call.finish::<E, R>([first, second], range, &mut arrays, &between);
             let grid = tile.grid();
+            for reading in 1..=READINGS {
+                for pairs in &mut *pairs {
+                    pairs.clear();
+                    pairs.resize(channels * partials.max(1), 0.0);
+                }
+                let [first, second] = &mut *pairs;
+                for partial in 0..partials {
+                    let slots = partial * channels..(partial + 1) * channels;
+                    isa.run(Reduce {
+                        tile: tile.view(0..grid.rows, 0..grid.cols),
+                        tiling,
+                        partial,
+                        reduction,
+                        params: std::array::from_fn(|i| &*arrays[i]),
+                        scratch,
+                        out: [&mut first[slots.clone()], &mut second[slots]],
+                    });
+                }
+                let pairs = [&mut first[..], &mut second[..]];
+                let (range, last) = (range.clone(), reading == READINGS);
+                if call.finish::<E, R>(pairs, range, last, &mut arrays, &between) == Next::Done {
+                    break;
+                }
+            }
             isa.run(Apply {
                 tile: tile.window(0..grid.rows, 0..grid.cols),
                 direction: tiling.direction(),
@@ -152,22 +180,26 @@ impl Call {
         &self,
         [first, second]: [&mut [f64]; 2],
         range: Range<usize>,
+        last: bool,
         arrays: &mut PerChannel<'_, E::Accum>,
-        then: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>),
-    ) {
+        then: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next,
+    ) -> Next {
         let channels = range.len();
         let mut counts = if self.tiling.partials() > 1 {
             self.tiling.counts()
         } else {
             Vec::new()
         };
+        let mut next = Next::Done;
         self.isa.run(Plain(
             #[inline(always)]
             || {
                 merge::<E, R>(&mut counts, [&mut *first, &mut *second], channels);
-                then(range, [&first[..channels], &second[..channels]], arrays);
+                let pairs = [&first[..channels], &second[..channels]];
+                next = then(Reduced { range, pairs, last }, arrays);
             },
         ));
+        next
     }
 
     /// A reduction whose partials all threads share.
@@ -176,9 +208,8 @@ impl Call {
         tile: &Tile<'_, E>,
         reduction: R,
         arrays: &mut PerChannel<'_, E::Accum>,
-        then: impl Fn(Range<usize>, [&[f64]; 2], &mut PerChannel<'_, E::Accum>),
+        then: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next,
     ) {
-        let params: [&[E::Accum]; 3] = std::array::from_fn(|i| &*arrays[i]);
         let Self {
             tiling,
             isa,
@@ -187,43 +218,49 @@ impl Call {
         let (channels, inner) = (tiling.layout().channels(), tiling.inner());
         let partials = tiling.partials();
         let mut pairs = PAIRS.take();
-        for pairs in &mut pairs {
-            pairs.clear();
-            pairs.resize(channels * partials.max(1), 0.0);
-        }
         let group = tiling.group::<E>(*threads, 2);
         let rows = tile.grid().rows;
-        let [first, second] = &mut pairs;
-        if partials > 0 {
-            let of_partials = first
-                .chunks_exact_mut(channels)
-                .zip(second.chunks_exact_mut(channels))
-                .enumerate();
-            let tasks = of_partials.flat_map(|(partial, (first, second))| {
-                let groups = first.chunks_mut(group).zip(second.chunks_mut(group));
-                groups
-                    .enumerate()
-                    .map(move |(i, out)| (partial, i * group, out))
-            });
-            for_each(
-                tasks,
-                *threads,
-                Scratch::new,
-                |scratch, (partial, start, out)| {
-                    let range = start..start + out.0.len();
-                    isa.run(Reduce {
-                        tile: tile.view(0..rows, range.start * inner..range.end * inner),
-                        tiling,
-                        partial,
-                        reduction,
-                        params: params.map(|p| p.get(range.clone()).unwrap_or_default()),
-                        scratch,
-                        out: [out.0, out.1],
-                    });
-                },
-            );
+        for reading in 1..=READINGS {
+            for pairs in &mut pairs {
+                pairs.clear();
+                pairs.resize(channels * partials.max(1), 0.0);
+            }
+            let [first, second] = &mut pairs;
+            if partials > 0 {
+                let params: [&[E::Accum]; 3] = std::array::from_fn(|i| &*arrays[i]);
+                let of_partials = first
+                    .chunks_exact_mut(channels)
+                    .zip(second.chunks_exact_mut(channels))
+                    .enumerate();
+                let tasks = of_partials.flat_map(|(partial, (first, second))| {
+                    let groups = first.chunks_mut(group).zip(second.chunks_mut(group));
+                    groups
+                        .enumerate()
+                        .map(move |(i, out)| (partial, i * group, out))
+                });
+                for_each(
+                    tasks,
+                    *threads,
+                    Scratch::new,
+                    |scratch, (partial, start, out)| {
+                        let range = start..start + out.0.len();
+                        isa.run(Reduce {
+                            tile: tile.view(0..rows, range.start * inner..range.end * inner),
+                            tiling,
+                            partial,
+                            reduction,
+                            params: params.map(|p| p.get(range.clone()).unwrap_or_default()),
+                            scratch,
+                            out: [out.0, out.1],
+                        });
+                    },
+                );
+            }
+            let (pairs, last) = ([&mut first[..], &mut second[..]], reading == READINGS);
+            if self.finish::<E, R>(pairs, 0..channels, last, arrays, &then) == Next::Done {
+                break;
+            }
         }
-        self.finish::<E, R>([first, second], 0..channels, arrays, then);
         if pairs.iter().map(Vec::capacity).sum::<usize>() * size_of::<f64>() <= MOST_KEPT_BYTES {
             PAIRS.set(pairs);
         }

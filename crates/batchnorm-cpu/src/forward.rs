@@ -16,11 +16,9 @@
 //! possible (`[4096, 1024]`: its channels are columns, and a cache full of them would use a few bytes of each memory page) x is read twice from
 //! memory: 3 passes. An output that no cache can hold is written past them (`cache.rs`).
 
-use std::ops::Range;
-
 use crate::activation::{Activation, Applied, Epilogue, Pieces};
 use crate::cut::PerChannel;
-use crate::driver;
+use crate::driver::{self, Next, Reduced};
 use crate::memory::InOut;
 use crate::simd::kernels::{Curved, Kernel, Normalize, Nothing};
 use crate::simd::moments::Moments;
@@ -238,7 +236,7 @@ impl<E: Element> Train<'_, E> {
             (moments, kernel),
             arrays,
             #[inline(always)]
-            |range: Range<usize>, pairs, arrays: &mut PerChannel<'_, E::Accum>| {
+            |Reduced { range, pairs, .. }, arrays: &mut PerChannel<'_, E::Accum>| {
                 let [mean, scale, shift, mean_lo, variance, inv_std, ..] = arrays;
                 let len = range.len();
                 let (gamma, beta) = (&gamma[range.clone()], &beta[range]);
@@ -251,6 +249,7 @@ impl<E: Element> Train<'_, E> {
                     scale[c] = statistics::scale(gamma[c], inv_std[c]);
                     shift[c] = statistics::shift(beta[c], mean_lo[c], scale[c]);
                 }
+                Next::Done
             },
         );
     }
@@ -308,8 +307,10 @@ impl<E: Element> MomentsOf<'_, E> {
             moments,
             arrays,
             #[inline(always)]
-            |_, pairs, [mean, mean_lo, variance, ..]: &mut PerChannel<'_, E::Accum>| {
+            |Reduced { pairs, .. },
+             [mean, mean_lo, variance, ..]: &mut PerChannel<'_, E::Accum>| {
                 rounded(n, pairs, [mean, mean_lo, variance]);
+                Next::Done
             },
         );
     }

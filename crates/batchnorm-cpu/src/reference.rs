@@ -184,10 +184,13 @@ impl Problem {
         let sums = self.sum(|i| weights[i]);
         let share = |i: usize| weights[i] / sums[self.channel(i)];
         let mean = self.sum(|i| present(i, share(i) * self.x[i]));
-        let variance = self.sum(|i| {
+        let mut variance = self.sum(|i| {
             let d = self.x[i] - mean[self.channel(i)];
             present(i, share(i) * d * d)
         });
+        let nothing = |(_, sum): &(&mut f64, &f64)| **sum == 0.0;
+        let unknown = variance.iter_mut().zip(&sums).filter(nothing);
+        unknown.for_each(|(variance, _)| *variance = 1.0);
         [mean, variance, sums]
     }
 

@@ -32,7 +32,7 @@ const COLUMN_BLOCK_BYTES: usize = 128 << 10;
 /// What is done once a block and column (shift, moments and merge in `f64`) costs as much as some dozen rows.
 const COLUMN_BLOCK_ROWS: usize = 128;
 /// The arrays of parameters and sums of so many columns stay in the first-level cache.
-const GROUP_COLUMNS: usize = 1024;
+pub(crate) const GROUP_COLUMNS: usize = 1024;
 const GROUP_CHANNELS: usize = 1024;
 /// A partial is worth a thread's while.
 const PARTIAL_BYTES: usize = 256 << 10;

@@ -3,7 +3,7 @@
 //! With a weight `w >= 0` for every position and `W = sum(w)` over a channel,
 //!
 //! ```text
-//! mean = sum(w x) / W        variance = sum(w (x - mean)^2) / W        both 0 where W = 0
+//! mean = sum(w x) / W        variance = sum(w (x - mean)^2) / W        0 and 1 where W = 0
 //! ```
 //!
 //! A position of weight 0 is left out, whatever it holds. Its output is `act((x - mean) * inv_std * gamma + beta + residual)` like all others; where x is
@@ -17,27 +17,32 @@
 //!
 //! where the sums go over all positions, those of weight 0 included, for they were normalized too.
 //!
-//! **Passes over memory.** The forward pass reads x twice for the statistics, about a sample's median and then about the mean that this gave, so that a
-//! mean that is large against the spread costs no digits, and a constant channel has differences of exactly 0. The second reading
-//! stays in the cache for the normalization, as that of [`train`](crate::train) does: 3 passes, or 4. The backward pass has as many as
-//! the plain one. Weights that channels share are read from a cache, next to nothing.
+//! **Statistics** are summed in one reading, about a shift: the mean of a few values of the channel. So a mean that is large against the spread costs no
+//! digits, and a constant channel has differences of exactly 0. Whether the shift was near enough is known afterwards, with `d = sum(w (x - shift)) / W`:
+//!
+//! ```text
+//! mean = shift + d        variance = sum(w (x - shift)^2) / W - d^2        near enough: d^2 <= 3 variance, which costs two bits
+//! ```
+//!
+//! Otherwise the channel is read again about its mean (`driver.rs`). All passes are as many as those of [`train`](crate::train) and
+//! [`backward`](crate::backward), and one over the weights: next to nothing where channels share them.
 //!
 //! Squares are not scaled, as those of the plain statistics are: from a spread of 1e19 in `f32` the variance is infinite.
 
-use std::ops::Range;
-
-use crate::activation::Epilogue;
+use crate::activation::{Applied, Curve, Epilogue, Pieces};
 use crate::backward::Gradients;
 use crate::cut::PerChannel;
+use crate::driver::{self, Next, Reduced};
 use crate::forward::{applied, check_output, set_applied, with_residual};
 use crate::memory::InOut;
+use crate::simd::kernels::{Activate, Curved, Nothing};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
 use crate::simd::weighted::{
-    Any, WeightedGradientSums, WeightedNormalize, WeightedSums, WeightedXGradient,
+    Behind, WeightSums, WeightedGradientSums, WeightedNormalize, WeightedSums, WeightedXGradient,
 };
 use crate::statistics::{self, Affine, Statistics, check_epsilon};
-use crate::{Accum, Element, Error, Layout, driver};
+use crate::{Accum, Element, Error, Layout};
 
 /// Weights of positions, not negative; 0 leaves a position out.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +64,41 @@ impl<A: Accum> Weights<'_, A> {
         }
     }
 
+    /// Sets the sum of the weights of each channel.
+    fn sum(&self, layout: Layout, sums: &mut [A]) {
+        let (layout, values) = match self {
+            Self::Shared(values) => (Layout::new(values.len(), 1, 1), values),
+            Self::Own(values) => (Ok(layout), values),
+        };
+        let layout = layout.expect("one channel of so many");
+        let tile = Tile::new(&layout.flattened()).read(values);
+        let mut arrays = PerChannel::default();
+        arrays[0] = match self {
+            Self::Shared(_) => sums.get_mut(..1).unwrap_or_default(),
+            Self::Own(_) => &mut *sums,
+        };
+        driver::reduce(
+            layout,
+            tile,
+            Sums(WeightSums),
+            arrays,
+            |Reduced {
+                 pairs: [found, _], ..
+             }: Reduced<'_>,
+             [sums, ..]: &mut PerChannel<'_, A>| {
+                for (sum, found) in sums.iter_mut().zip(found) {
+                    *sum = A::from_f64(*found);
+                }
+                Next::Done
+            },
+        );
+        if let Self::Shared(_) = self
+            && let Some(&sum) = sums.first()
+        {
+            sums.fill(sum);
+        }
+    }
+
     /// The weight of a position of a channel, for a flattened layout.
     fn at(&self, layout: &Layout, (row, channel, i): (usize, usize, usize)) -> f64 {
         let inner = layout.inner();
@@ -72,7 +112,7 @@ impl<A: Accum> Weights<'_, A> {
 
 /// As [`train`](crate::train), of weighted positions; `sums` gets the sum of the weights of each channel, `[channels]`.
 ///
-/// Every position is normalized, those of weight 0 too. A channel without any weight has mean and variance 0.
+/// Every position is normalized, those of weight 0 too. A channel without any weight has mean 0 and variance 1.
 ///
 /// ```
 /// use batchnorm_cpu::*;
@@ -173,8 +213,18 @@ pub(crate) struct Train<'a, E: Element> {
 
 impl<E: Element> Train<'_, E> {
     pub(crate) fn run(self) {
-        let kernel = WeightedNormalize(Any {
-            activation: applied(self.epilogue.activation),
+        let residual = self.epilogue.residual.is_some();
+        match (applied(self.epilogue.activation), residual) {
+            (Applied::Nothing, false) => self.with(Nothing),
+            (Applied::Nothing, true) => self.with(Pieces::identity()),
+            (Applied::Pieces(pieces), _) => self.with(pieces),
+            (Applied::Curve(curve), _) => self.with(curved(curve)),
+        }
+    }
+
+    fn with<Act: Activate<E::Accum>>(self, activation: Act) {
+        let kernel = WeightedNormalize(Behind {
+            activation,
             residual: self.epilogue.residual.is_some(),
         });
         let Self {
@@ -190,30 +240,11 @@ impl<E: Element> Train<'_, E> {
         let flat = layout.flattened();
         let tile = Tile::new(&flat).read_write(x).weigh(&layout, weights);
         let tile = with_residual(tile, epilogue, kernel);
-        let (rows, cols) = (tile.grid().rows, tile.grid().cols);
-        medians(&tile, &flat, weights, out.mean);
-
-        // The mean, about the median of a sample. `variance` holds it until it is a shift itself.
-        let mut arrays = PerChannel::default();
-        [arrays[0], arrays[3], arrays[4]] = [&mut *out.mean, &mut *sums, &mut *out.variance];
-        driver::reduce(
-            layout,
-            tile.view(0..rows, 0..cols),
-            Sums(WeightedSums::<false>),
-            arrays,
-            |_, [weight, sum], [shift, .., sums, mean, _, _, _]: &mut PerChannel<'_, E::Accum>| {
-                for c in 0..shift.len() {
-                    sums[c] = E::Accum::from_f64(weight[c]);
-                    let d = sum[c] / weight[c];
-                    let d = if weight[c] == 0.0 { 0.0 } else { d };
-                    mean[c] = E::Accum::from_f64(shift[c].to_f64() + d);
-                }
-            },
-        );
-        out.mean.copy_from_slice(out.variance);
-
+        weights.sum(layout, sums);
+        set_shifts(&tile, &flat, weights, out.mean);
         let mut applied = vec![E::Accum::default(); 2 * layout.channels()];
         let (scale, shift) = applied.split_at_mut(layout.channels());
+        // The first holds the shift of the sums until it is the mean.
         let arrays = [
             out.mean,
             scale,
@@ -227,19 +258,16 @@ impl<E: Element> Train<'_, E> {
         driver::reduce_then_apply(
             layout,
             tile,
-            (Sums(WeightedSums::<true>), kernel),
+            (Sums(WeightedSums), kernel),
             arrays,
-            |range: Range<usize>, [sum, squares], arrays: &mut PerChannel<'_, E::Accum>| {
+            |Reduced { range, pairs, last }: Reduced<'_>, arrays: &mut PerChannel<'_, E::Accum>| {
                 let [mean, scale, shift, mean_lo, variance, inv_std, sums, _] = arrays;
                 let (gamma, beta) = (&gamma[range.clone()], &beta[range]);
+                if !last && move_shifts(pairs, sums, mean) {
+                    return Next::Again;
+                }
                 for c in 0..mean.len() {
-                    let weight = sums[c].to_f64();
-                    let share = |sum: f64| if weight == 0.0 { 0.0 } else { sum / weight };
-                    let d = share(sum[c]);
-                    let exact = mean[c].to_f64() + d;
-                    let spread = share(squares[c]) - d * d;
-                    // Not `max`, which would turn NaN into zero.
-                    let spread = if spread < 0.0 { 0.0 } else { spread };
+                    let [exact, spread] = moments(pairs, c, sums[c], mean[c]);
                     mean[c] = E::Accum::from_f64(exact);
                     mean_lo[c] = E::Accum::from_f64(exact - mean[c].to_f64());
                     variance[c] = E::Accum::from_f64(spread);
@@ -247,46 +275,93 @@ impl<E: Element> Train<'_, E> {
                     scale[c] = statistics::scale(gamma[c], inv_std[c]);
                     shift[c] = statistics::shift(beta[c], mean_lo[c], scale[c]);
                 }
+                Next::Done
             },
         );
     }
 }
 
-/// Values of a channel that give a first idea of its mean: few enough to look for, and so many that some outliers among them do not matter.
-const SAMPLE: usize = 7;
+/// Without a residual: [`Behind`] adds it.
+fn curved(curve: Curve) -> Curved {
+    Curved {
+        curve,
+        residual: false,
+    }
+}
 
-/// The median of the first values of each channel that are finite and have a weight; 0 without any.
-fn medians<E: Element>(
+/// Mean and variance of channel `c` by its sums about a shift.
+#[inline(always)]
+fn moments<A: Accum>([sums, squares]: [&[f64]; 2], c: usize, weight: A, shift: A) -> [f64; 2] {
+    let weight = weight.to_f64();
+    if weight == 0.0 {
+        return [0.0, 1.0];
+    }
+    let d = sums[c] / weight;
+    let spread = squares[c] / weight - d * d;
+    // Not `max`, which would turn NaN into zero.
+    let spread = if spread < 0.0 { 0.0 } else { spread };
+    [shift.to_f64() + d, spread]
+}
+
+/// Moves the shifts that were not near enough to their channels' means. The others stay, and with them their sums: what becomes of a channel does not depend
+/// on which others are read with it. Says whether there were any.
+fn move_shifts<A: Accum>(pairs: [&[f64]; 2], weights: &[A], shifts: &mut [A]) -> bool {
+    let mut moved = false;
+    for c in 0..shifts.len() {
+        let [mean, spread] = moments(pairs, c, weights[c], shifts[c]);
+        let d = mean - shifts[c].to_f64();
+        let near = d * d <= 3.0 * spread && spread < f64::INFINITY;
+        if !near && mean.is_finite() && weights[c] > A::default() {
+            shifts[c] = A::from_f64(mean);
+            moved = true;
+        }
+    }
+    moved
+}
+
+/// Values of a channel that give a first idea of its mean.
+const SAMPLE: usize = 4;
+/// How many positions are looked at for each, where every channel has its own weights.
+const LOOKED_AT: usize = 16;
+
+/// Sets each channel's shift: the mean of some values, from all over the channel, that are finite and have a weight; 0 without any.
+fn set_shifts<E: Element>(
     tile: &Tile<'_, E>,
     layout: &Layout,
     weights: Weights<'_, E::Accum>,
-    out: &mut [E::Accum],
+    shifts: &mut [E::Accum],
 ) {
-    let (rows, inner) = (layout.outer(), layout.inner());
-    let positions = || (0..rows).flat_map(|row| (0..inner).map(move |i| (row, i)));
-    let present =
-        |c: usize| positions().filter(move |&(row, i)| weights.at(layout, (row, c, i)) > 0.0);
-    // Looked for once where channels share them: there may be few, or none.
-    const MOST: usize = 8 * SAMPLE;
-    let shared: Option<Vec<_>> = match weights {
-        Weights::Shared(_) if layout.elements() > 0 => Some(present(0).take(MOST).collect()),
-        _ => None,
+    let inner = layout.inner();
+    let positions = layout.samples_per_channel();
+    // The first with a weight among some positions of each part.
+    let sample = |c: usize, looked_at: usize| {
+        (0..SAMPLE).filter_map(move |part| {
+            let start = part * positions / SAMPLE;
+            let end = positions.min(start.saturating_add(looked_at));
+            let mut places = (start..end).map(|at| (at / inner, at % inner));
+            places.find(|&(row, i)| weights.at(layout, (row, c, i)) > 0.0)
+        })
     };
-    let mut sample = Vec::with_capacity(SAMPLE);
-    for (c, out) in out.iter_mut().enumerate() {
-        sample.clear();
-        let value = |(row, i): (usize, usize)| tile.value(row, c * inner + i);
-        let finite = |v: &f64| v.is_finite();
-        match &shared {
-            Some(shared) => {
-                let values = shared.iter().map(|&at| value(at));
-                sample.extend(values.filter(finite).take(SAMPLE));
+    // About the first of them, so that values that are equal have a mean that is equal to them.
+    let shift = |c: usize, sample: &mut dyn Iterator<Item = (usize, usize)>| {
+        let values = sample.map(|(row, i)| tile.value(row, c * inner + i));
+        let mut values = values.filter(|v| v.is_finite());
+        let first = values.next().unwrap_or(0.0);
+        let (sum, n) = values.fold((0.0, 1.0), |(sum, n), v| (sum + (v - first), n + 1.0));
+        E::Accum::from_f64(first + sum / n)
+    };
+    match weights {
+        Weights::Shared(_) if layout.elements() > 0 => {
+            let sample: Vec<_> = sample(0, positions).collect();
+            for (c, out) in shifts.iter_mut().enumerate() {
+                *out = shift(c, &mut sample.iter().copied());
             }
-            None => sample.extend(present(c).take(MOST).map(value).filter(finite).take(SAMPLE)),
         }
-        sample.sort_by(f64::total_cmp);
-        let median = sample.get(sample.len() / 2).copied().unwrap_or(0.0);
-        *out = E::Accum::from_f64(median);
+        _ => {
+            for (c, out) in shifts.iter_mut().enumerate() {
+                *out = shift(c, &mut sample(c, LOOKED_AT));
+            }
+        }
     }
 }
 
@@ -305,6 +380,19 @@ pub(crate) struct Backward<'a, E: Element> {
 
 impl<E: Element> Backward<'_, E> {
     pub(crate) fn run(self) {
+        match applied(self.epilogue.activation) {
+            Applied::Nothing => self.with(Nothing),
+            Applied::Pieces(pieces) => self.with(pieces),
+            Applied::Curve(curve) => self.with(curved(curve)),
+        }
+    }
+
+    fn with<Act: Activate<E::Accum>>(self, activation: Act) {
+        let behind = Behind {
+            activation,
+            residual: self.epilogue.residual.is_some(),
+        };
+        let (sums, kernel) = (WeightedGradientSums(behind), WeightedXGradient(behind));
         let Self {
             layout,
             x,
@@ -316,11 +404,6 @@ impl<E: Element> Backward<'_, E> {
             epilogue,
             out,
         } = self;
-        let any = Any {
-            activation: applied(epilogue.activation),
-            residual: epilogue.residual.is_some(),
-        };
-        let (sums, kernel) = (WeightedGradientSums(any), WeightedXGradient(any));
         let [gamma_grad, beta_grad] = [out.gamma, out.beta].map(|g| g.unwrap_or_default());
         let x_grad = y_grad.has_output();
         let writes = x_grad || out.residual.is_some();
@@ -345,8 +428,11 @@ impl<E: Element> Backward<'_, E> {
             tile = tile.write(residual_grad);
         }
         let arrays: PerChannel<'_, E::Accum> = [mean, scale, shift, a, b, c, gamma_grad, beta_grad];
-        let finish = |range: Range<usize>,
-                      [sums, products]: [&[f64]; 2],
+        let finish = |Reduced {
+                          range,
+                          pairs: [sums, products],
+                          ..
+                      }: Reduced<'_>,
                       arrays: &mut PerChannel<'_, E::Accum>| {
             let [_, scale, _, _, b, c, gamma_grad, beta_grad] = arrays;
             for (i, channel) in range.enumerate() {
@@ -372,6 +458,7 @@ impl<E: Element> Backward<'_, E> {
                     c[i] = E::Accum::from_f64(-a * (sums[i] / weight) - through_low);
                 }
             }
+            Next::Done
         };
         match writes {
             true => driver::reduce_then_apply(layout, tile, (Sums(sums), kernel), arrays, finish),

@@ -1,7 +1,8 @@
 //! From burn-nn's layer and back.
 //!
 //! A whole model needs no conversion of its layers: its record is the same with either, so
-//! `ours.load_record(theirs.into_record())` takes all of it.
+//! `ours.load_record(theirs.valid().train().into_record())` takes all of it. `valid()` enters the update of the
+//! last step, which burn-nn's layer parks until somebody asks.
 
 use burn::module::{Module, RunningState as BurnState};
 use thiserror::Error;

@@ -13,22 +13,13 @@ use burn::module::{
 };
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
+use crate::options::snapshot;
 use crate::statistics::fields::show;
 use crate::statistics::{Renormed, Shared, Values, stored};
 use crate::{BatchNorm, BatchNormConfig};
 
 /// The name that burn-store's PyTorch adapter knows batch norm by.
 pub(crate) const CONTAINER: &str = "Struct:BatchNorm";
-
-/// The fields that are running statistics.
-pub(crate) const STATISTICS: [&str; 6] = [
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-    RENORM[0],
-    RENORM[1],
-    RENORM[2],
-];
 
 /// Those that batch renormalization with a reference of its own adds.
 const RENORM: [&str; 3] = ["renorm_mean", "renorm_stddev", "moving_stddev"];
@@ -198,6 +189,7 @@ impl Module for BatchNorm {
         }
         let [mean, variance, counter] = self.statistics().ids();
         let values = self.statistics().values();
+        snapshot::visited(mean, &values);
         let device = values.mean.device();
         visit(true, "running_mean", visitor, |v| {
             v.visit_float(&Param::initialized(mean, values.mean.clone()));
@@ -268,6 +260,7 @@ impl Module for BatchNorm {
             skipped,
             renorm,
         });
+        snapshot::mapped(ids[0], &statistics);
         layer.showing(&statistics, [mean_id, variance_id, counter_id])
     }
 

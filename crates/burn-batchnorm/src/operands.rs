@@ -256,6 +256,10 @@ impl<const D: usize> Operands<D> {
         &self.input
     }
 
+    pub(crate) fn has_residual(&self) -> bool {
+        self.residual.is_some()
+    }
+
     pub(crate) fn view(&self) -> View {
         self.pass.view
     }

@@ -6,7 +6,7 @@ use crate::config::{Inference, Memory, Statistics, validate_momentum};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::options::scope::{self, Scope};
 use crate::statistics::{Observation, Values};
-use crate::{Averaging, BatchNorm, BatchNormError, Mask, SingleValue, options};
+use crate::{Averaging, BatchNorm, BatchNormError, Mask, Recalibration, SingleValue, options};
 
 /// What a pass may be given besides its input.
 #[derive(Debug, Clone, Default)]
@@ -271,6 +271,16 @@ impl BatchNorm {
         };
         let by_running =
             config.inference == Inference::Running || scope::current() == Scope::Examine;
+        // Layers behind this one are to see what it will make of the data in inference: the nearest to that
+        // are statistics of the whole batch, whatever those are that it trains by.
+        if let (true, Scope::Recalibrate(mode)) = (training && tracking, scope::current())
+            && (values > 1 || values == 1 && mode == Recalibration::Population)
+        {
+            return Ok(Source {
+                by: Statistics::Batch,
+                enter: true,
+            });
+        }
         match (fewest, config.single_value) {
             _ if !training && tracking && by_running => by(Statistics::Running),
             // Nothing to take statistics of, and nothing that they would change.

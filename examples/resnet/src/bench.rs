@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn_batchnorm::Memory;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
@@ -24,6 +25,35 @@ pub enum Network {
     Without,
     /// With burn-nn's batch norm, a ReLU and an addition.
     BurnNn,
+    /// With this project's and leaky ReLUs of 0.01.
+    Leaky,
+    /// The same, and batch norms that keep their outputs and not their inputs.
+    InPlace,
+}
+
+impl Network {
+    /// As the command line has it.
+    fn name(self) -> String {
+        let value = clap::ValueEnum::to_possible_value(&self);
+        value.map_or_else(String::new, |value| value.get_name().to_string())
+    }
+
+    /// Of that many channels in the first stage.
+    fn config(self, width: usize) -> ResNetConfig {
+        ResNetConfig {
+            width,
+            folded: self == Self::Without,
+            slope: match self {
+                Self::Leaky | Self::InPlace => 0.01,
+                _ => 0.0,
+            },
+            memory: match self {
+                Self::InPlace => Memory::Output,
+                _ => Memory::Input,
+            },
+            ..ResNetConfig::default()
+        }
+    }
 }
 
 /// The time of one network.
@@ -97,50 +127,33 @@ fn medians(passes: &mut [Pass<'_>], rounds: usize) -> Vec<f64> {
 }
 
 /// What a network does with the images.
-fn inference<'a>(
-    network: Network,
-    config: &ResNetConfig,
-    images: &'a Tensor<4>,
-) -> Result<Pass<'a>> {
+fn inference(network: Network, width: usize, images: &Tensor<4>) -> Result<Pass<'_>> {
     let device = images.device();
     // The read ends the pass: a GPU's work is only queued before.
     let read = |logits: Tensor<2>| {
         std::hint::black_box(logits.into_data());
     };
-    Ok(match network {
-        Network::Ours => {
-            let model = config.init(&device);
-            Box::new(move || read(model.forward(images.clone())))
-        }
-        Network::Without => {
-            let model = config.init(&device).fold()?;
-            Box::new(move || read(model.forward(images.clone())))
-        }
-        Network::BurnNn => {
-            let model = Baseline::new(config, &device);
-            Box::new(move || read(model.forward(images.clone())))
-        }
-    })
+    if network == Network::BurnNn {
+        let model = Baseline::new(&network.config(width), &device);
+        return Ok(Box::new(move || read(model.forward(images.clone()))));
+    }
+    let mut config = network.config(width);
+    let fold = std::mem::take(&mut config.folded);
+    let model = config.init(&device);
+    let model = if fold { model.fold()? } else { model };
+    Ok(Box::new(move || read(model.forward(images.clone()))))
 }
 
 /// A step of training on the images, which are on an autodiff device.
-fn training<'a>(network: Network, config: &ResNetConfig, images: &'a Tensor<4>) -> Pass<'a> {
+fn training(network: Network, width: usize, images: &Tensor<4>) -> Pass<'_> {
     let device = images.device();
-    let config = ResNetConfig {
-        folded: network == Network::Without,
-        ..config.clone()
-    };
-    match network {
-        Network::Ours | Network::Without => {
-            let mut trainee = Trainee::new(config.init(&device), ResNet::forward);
-            Box::new(move || trainee.step(images.clone(), &device))
-        }
-        Network::BurnNn => {
-            let model = Baseline::new(&config, &device);
-            let mut trainee = Trainee::new(model, Baseline::forward);
-            Box::new(move || trainee.step(images.clone(), &device))
-        }
+    let config = network.config(width);
+    if network == Network::BurnNn {
+        let mut trainee = Trainee::new(Baseline::new(&config, &device), Baseline::forward);
+        return Box::new(move || trainee.step(images.clone(), &device));
     }
+    let mut trainee = Trainee::new(config.init(&device), ResNet::forward);
+    Box::new(move || trainee.step(images.clone(), &device))
 }
 
 /// Times the networks on random images.
@@ -150,12 +163,6 @@ fn training<'a>(network: Network, config: &ResNetConfig, images: &'a Tensor<4>) 
 /// If the device is unknown.
 pub fn timed(args: &BenchArgs) -> Result<Vec<Timed>> {
     let device = mnist::device::resolve(&args.device)?.device();
-    let config = ResNetConfig {
-        width: args.width,
-        inputs: 3,
-        classes: 1000,
-        folded: false,
-    };
     let mut rows = Vec::new();
     for &batch in &args.batches {
         let shape = [batch, 3, args.size, args.size];
@@ -172,9 +179,9 @@ pub fn timed(args: &BenchArgs) -> Result<Vec<Timed>> {
                 milliseconds,
             }));
         };
-        let passes = networks().map(|network| inference(network, &config, &plain));
+        let passes = networks().map(|network| inference(network, args.width, &plain));
         add("inference", passes.collect::<Result<_>>()?);
-        let passes = networks().map(|network| training(network, &config, &tracked));
+        let passes = networks().map(|network| training(network, args.width, &tracked));
         add("training step", passes.collect());
     }
     Ok(rows)
@@ -199,7 +206,7 @@ pub fn run(args: &BenchArgs) -> Result<String> {
         [
             row.pass.to_string(),
             row.batch.to_string(),
-            format!("{:?}", row.network),
+            row.network.name(),
             format!("{:.1}", row.milliseconds),
         ]
     });

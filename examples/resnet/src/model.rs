@@ -21,9 +21,10 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{Initializer, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::{Device, Tensor, activation::relu};
+use burn::tensor::activation::{leaky_relu, relu};
+use burn::tensor::{Device, Tensor};
 use burn_batchnorm::fold::{self, FoldError};
-use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig};
+use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, Memory};
 
 /// The network. Fields are named as torchvision's, so that its files load as they are.
 #[derive(Module, Debug)]
@@ -37,6 +38,7 @@ pub struct ResNet {
     layer3: Vec<Block>,
     layer4: Vec<Block>,
     fc: Linear,
+    slope: f64,
 }
 
 /// torchvision's `BasicBlock`.
@@ -47,13 +49,14 @@ pub struct Block {
     conv2: Conv2d,
     bn2: Option<BatchNorm>,
     downsample: Option<Downsample>,
+    slope: f64,
 }
 
 /// A shortcut of other shape: convolution 1x1, batch norm.
 type Downsample = (Conv2d, Option<BatchNorm>);
 
 /// What a network is built from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResNetConfig {
     /// Channels of the first stage; every further one doubles them. torchvision: 64.
     pub width: usize,
@@ -63,6 +66,24 @@ pub struct ResNetConfig {
     pub classes: usize,
     /// Whether the batch norms are in the convolutions, which then have biases.
     pub folded: bool,
+    /// Slope of the ReLUs below 0. torchvision: 0.
+    pub slope: f64,
+    /// What the batch norms keep for the backward pass: with a slope above 0, also their outputs.
+    pub memory: Memory,
+}
+
+impl Default for ResNetConfig {
+    /// torchvision's.
+    fn default() -> Self {
+        Self {
+            width: 64,
+            inputs: 3,
+            classes: 1000,
+            folded: false,
+            slope: 0.0,
+            memory: Memory::Input,
+        }
+    }
 }
 
 impl ResNetConfig {
@@ -77,7 +98,7 @@ impl ResNetConfig {
         };
         ResNet {
             conv1: self.conv([self.inputs, width], 7, 2, device),
-            bn1: self.norm(width, Activation::Relu, device),
+            bn1: self.norm(width, self.activation(), device),
             maxpool: MaxPool2dConfig::new([3, 3])
                 .with_strides([2, 2])
                 .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
@@ -87,6 +108,14 @@ impl ResNetConfig {
             layer3: layer(2 * width, 4 * width, 2),
             layer4: layer(4 * width, 8 * width, 2),
             fc: LinearConfig::new(8 * width, self.classes).init(device),
+            slope: self.slope,
+        }
+    }
+
+    fn activation(&self) -> Activation {
+        match self.slope {
+            0.0 => Activation::Relu,
+            slope => Activation::LeakyRelu(slope),
         }
     }
 
@@ -97,15 +126,18 @@ impl ResNetConfig {
         });
         Block {
             conv1: self.conv([inputs, outputs], 3, stride, device),
-            bn1: self.norm(outputs, Activation::Relu, device),
+            bn1: self.norm(outputs, self.activation(), device),
             conv2: self.conv([outputs, outputs], 3, 1, device),
-            bn2: self.norm(outputs, Activation::Relu, device),
+            bn2: self.norm(outputs, self.activation(), device),
             downsample,
+            slope: self.slope,
         }
     }
 
     fn norm(&self, channels: usize, activation: Activation, device: &Device) -> Option<BatchNorm> {
-        let config = BatchNormConfig::pytorch(channels).with_activation(activation);
+        let config = BatchNormConfig::pytorch(channels)
+            .with_activation(activation)
+            .with_memory(self.memory);
         (!self.folded).then(|| config.init(device))
     }
 
@@ -133,7 +165,7 @@ impl ResNet {
     /// - `images`: `[batch, channels, height, width]`, of 32 pixels a side and more
     /// - output: `[batch, classes]`
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = norm_relu(&self.bn1, self.conv1.forward(images));
+        let x = norm_relu(&self.bn1, self.conv1.forward(images), self.slope);
         let mut x = self.maxpool.forward(x);
         for block in self.blocks() {
             x = block.forward(x);
@@ -172,7 +204,7 @@ impl ResNet {
 
 impl Block {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = norm_relu(&self.bn1, self.conv1.forward(x.clone()));
+        let y = norm_relu(&self.bn1, self.conv1.forward(x.clone()), self.slope);
         let y = self.conv2.forward(y);
         let shortcut = match &self.downsample {
             Some((conv, Some(norm))) => norm.forward(conv.forward(x)),
@@ -181,7 +213,7 @@ impl Block {
         };
         match &self.bn2 {
             Some(norm) => norm.forward_residual(y, shortcut),
-            None => relu(y + shortcut),
+            None => activate(y + shortcut, self.slope),
         }
     }
 
@@ -196,15 +228,23 @@ impl Block {
             conv2: folded(&self.conv2, &self.bn2)?,
             bn2: None,
             downsample,
+            ..self
         })
     }
 }
 
 /// The ReLU is part of the batch norm, or what is left of it.
-fn norm_relu(norm: &Option<BatchNorm>, x: Tensor<4>) -> Tensor<4> {
+fn norm_relu(norm: &Option<BatchNorm>, x: Tensor<4>, slope: f64) -> Tensor<4> {
     match norm {
         Some(norm) => norm.forward(x),
-        None => relu(x),
+        None => activate(x, slope),
+    }
+}
+
+fn activate(x: Tensor<4>, slope: f64) -> Tensor<4> {
+    match slope {
+        0.0 => relu(x),
+        slope => leaky_relu(x, slope),
     }
 }
 

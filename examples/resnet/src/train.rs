@@ -131,7 +131,7 @@ pub fn run(args: &TrainArgs) -> Result<String> {
         width: args.width,
         inputs: 1,
         classes: CLASSES,
-        folded: false,
+        ..ResNetConfig::default()
     };
     training.seed(args.seed);
     let mut model = config.init(&training);

@@ -70,5 +70,6 @@ fn config_of(store: &mut impl ModuleStore) -> Result<ResNetConfig> {
         inputs: *inputs,
         classes: *classes,
         folded: !tensors.contains_key("bn1.weight"),
+        ..ResNetConfig::default()
     })
 }

@@ -3,12 +3,15 @@
 //! A register is taken from a few rows at a time, so that its parameters and sums are loaded less often. What does not fill a register is a
 //! partial one, as along rows.
 
+use std::mem::MaybeUninit;
+
 use macerator::{Scalar, Simd};
 
 use super::MAX_LANES;
 use super::kernels::{Kernel, PARAMS};
 use super::lanes;
 use super::tile::{Grid, Tile};
+use super::weighted::{SPREAD, WeightRow};
 use crate::{Accum, Element};
 
 /// Rows of this size are not taken together by kernels that write: places that are a power of two apart contend for the same lines of the
@@ -43,25 +46,29 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
     assert!(params.iter().take(K::PARAMS).all(|p| p.len() >= cols));
     assert!(K::OUTPUTS > 0 || sums.iter().all(|s| s.len() >= padded(cols)));
     let wide = cols * size_of::<E>() >= WIDE_ROW_BYTES;
+    // There is room for one row's.
+    let together = K::UNROLLED && !tile.spreads::<K>();
+    let mut spread = MaybeUninit::<[E::Accum; SPREAD]>::uninit();
+    let spread = spread.as_mut_ptr().cast();
     let mut row = 0;
     while row < rows {
         let first = row;
         let end = rows.min(row + ROWS_BETWEEN_EDGES);
-        if K::UNROLLED {
+        if together {
             if K::OUTPUTS == 0 && K::INPUTS > 1 {
                 while row + 2 <= end {
-                    registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums);
+                    registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums, spread);
                     row += 2;
                 }
             } else if K::OUTPUTS == 0 || !wide {
                 while row + 4 <= end {
-                    registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums);
+                    registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums, spread);
                     row += 4;
                 }
             }
         }
         while row < end {
-            registers::<S, E, K, 1>(kernel, tile, row, params, &mut sums);
+            registers::<S, E, K, 1>(kernel, tile, row, params, &mut sums, spread);
             row += 1;
         }
         // Rows are aligned alike, except for streaming stores.
@@ -72,7 +79,7 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
             for (col, n) in [(0, body.start), (body.end, cols - body.end)] {
                 if n > 0 {
                     let rows = row..row + alike;
-                    partial::<S, E, K>(kernel, tile, rows, (col, n), params, &mut sums);
+                    partial::<S, E, K>(kernel, tile, rows, (col, n), params, &mut sums, spread);
                 }
             }
         }
@@ -102,6 +109,7 @@ fn registers<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
     row: usize,
     params: [&[E::Accum]; PARAMS],
     sums: &mut [&mut [E::Accum]; 2],
+    spread: *mut E::Accum,
 ) {
     let stride = tile.grid().stride;
     let lanes = E::Accum::lanes::<S>();
@@ -111,6 +119,11 @@ fn registers<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
     // Raw pointers: the bounds are those that `across` asserted.
     let params = pointers(params);
     let sums = [sums[0].as_mut_ptr(), sums[1].as_mut_ptr()];
+    let mut weights = [WeightRow::NONE; U];
+    for u in 0..U {
+        // SAFETY: the tile has these rows (`across`), and `spread` room, also for each row a register of its own.
+        weights[u] = unsafe { tile.weights::<K>(row + u, u, spread) };
+    }
     let body = body::<S, E, K>(tile, row);
     let mut col = body.start;
     while col < body.end {
@@ -133,7 +146,7 @@ fn registers<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
                 }
             }
             for u in 0..U {
-                let weight = tile.weight::<S, K>((row + u, col), lanes);
+                let weight = weights[u].load::<S, K>(col, lanes);
                 let values = kernel.step(loaded[u], weight, &p, &mut total);
                 tile.store::<S, K>(at + u * stride, lanes, values, streaming);
             }
@@ -156,6 +169,7 @@ fn partial<S: Simd, E: Element, K: Kernel<E::Accum>>(
     (col, n): (usize, usize),
     params: [&[E::Accum]; PARAMS],
     sums: &mut [&mut [E::Accum]; 2],
+    spread: *mut E::Accum,
 ) {
     let stride = tile.grid().stride;
     let lanes = E::Accum::lanes::<S>();
@@ -175,7 +189,7 @@ fn partial<S: Simd, E: Element, K: Kernel<E::Accum>>(
         }
         for row in rows {
             let at = row * stride + col;
-            let weight = tile.weight::<S, K>((row, col), n);
+            let weight = tile.weights::<K>(row, 0, spread).load::<S, K>(col, n);
             let values = kernel.step(tile.load::<S, K>(at, n), weight, &p, &mut total);
             tile.store::<S, K>(at, n, values, false);
         }

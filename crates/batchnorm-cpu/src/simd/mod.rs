@@ -49,13 +49,13 @@ thread_local! {
 impl Isa {
     /// The instruction sets of this machine, from plain scalar code to the best.
     pub fn available() -> Vec<Isa> {
-        let best = Arch::detect();
+        let best = Self::best().0;
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         let nested = {
             #[cfg(target_arch = "x86_64")]
-            let all = [Arch::Scalar, Arch::V2, Arch::V3, Arch::V4];
+            let all = [Arch::Scalar, Arch::V3, Arch::V4];
             #[cfg(target_arch = "x86")]
-            let all = [Arch::Scalar, Arch::V2, Arch::V3];
+            let all = [Arch::Scalar, Arch::V3];
             // The x86-64 levels contain each other in this order, and a level's number grows with it.
             all.into_iter()
                 .filter(|&arch| arch as u8 <= best as u8)
@@ -86,13 +86,38 @@ impl Isa {
 
     /// The instruction set for a call that starts now on this thread.
     pub(crate) fn current() -> Self {
-        FORCED.get().unwrap_or_else(|| Isa(Arch::detect()))
+        FORCED.get().unwrap_or_else(Self::best)
     }
 
     /// Runs a task compiled for this instruction set.
     pub(crate) fn run<T: WithSimd>(self, task: T) -> T::Output {
         // SAFETY: an `Isa` is only made from `Arch::detect` and from the levels below it (`available`), so the processor has its features.
-        unsafe { self.0.dispatch(task) }
+        unsafe { self.0.dispatch(Chosen(task)) }
+    }
+
+    /// The best that this processor has. Those without AVX2, of before 2013, run plain code: for SSE4 alone everything would be compiled once more.
+    fn best() -> Self {
+        match Arch::detect() {
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Arch::V2 => Self(Arch::Scalar),
+            arch => Self(arch),
+        }
+    }
+}
+
+/// A task for the instruction sets that are ever chosen: for the other one there is nothing to compile.
+struct Chosen<T>(T);
+
+impl<T: WithSimd> WithSimd for Chosen<T> {
+    type Output = T::Output;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self) -> T::Output {
+        const SSE4_LANES: usize = 4;
+        if cfg!(any(target_arch = "x86", target_arch = "x86_64")) && S::lanes32() == SSE4_LANES {
+            unreachable!("`Isa` has no such level");
+        }
+        self.0.with_simd::<S>()
     }
 }
 

@@ -6,11 +6,14 @@
 //!
 //! Streaming stores must be aligned, so with them a run may begin with a partial register too.
 
+use std::mem::MaybeUninit;
+
 use macerator::{Scalar, Simd};
 
 use super::kernels::{Kernel, PARAMS};
 use super::lanes::first_lanes;
 use super::tile::{Grid, Tile};
+use super::weighted::SPREAD;
 use crate::{Accum, Element};
 
 /// Registers in flight: enough to hide the latency of an addition.
@@ -44,6 +47,7 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
     let streaming = K::OUTPUTS > 0 && tile.streams();
     let line = lanes.max(64 / size_of::<E>());
 
+    let mut spread = MaybeUninit::<[E::Accum; SPREAD]>::uninit();
     for row in 0..rows {
         let start = row * stride;
         let head = if streaming {
@@ -52,9 +56,10 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
             0
         };
         let whole = cols - (cols - head) % lanes;
-        // SAFETY: the tile passed `expect`. Every position is in `start..start + cols`: whole registers lie in `head..whole`, which is a multiple of
+        // SAFETY: the tile passed `expect` and has the row. Every position is in `start..start + cols`: whole registers lie in `head..whole`, which is a multiple of
         // their size, and the partial ones in `0..head` and `whole..cols`. Behind the head, addresses are aligned.
         unsafe {
+            let weights = tile.weights::<K>(row, 0, spread.as_mut_ptr().cast());
             let mut i = head;
             while K::UNROLLED && i + UNROLL * lanes <= whole {
                 let at = start + i;
@@ -68,7 +73,7 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
                     loaded[u] = tile.load::<S, K>(at + u * lanes, lanes);
                 }
                 for u in 0..UNROLL {
-                    let weight = tile.weight::<S, K>((row, i + u * lanes), lanes);
+                    let weight = weights.load::<S, K>(i + u * lanes, lanes);
                     let values = kernel.step(loaded[u], weight, &splats, &mut sums[u]);
                     tile.store::<S, K>(at + u * lanes, lanes, values, streaming);
                 }
@@ -81,7 +86,7 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
             }
             while i < whole {
                 let loaded = tile.load::<S, K>(start + i, lanes);
-                let weight = tile.weight::<S, K>((row, i), lanes);
+                let weight = weights.load::<S, K>(i, lanes);
                 let values = kernel.step(loaded, weight, &splats, &mut sums[0]);
                 tile.store::<S, K>(start + i, lanes, values, streaming);
                 // The next one is not to wait for this one's additions.
@@ -95,7 +100,7 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
                 }
                 let loaded = tile.load::<S, K>(at, n);
                 let mut extra = [zero; 2];
-                let weight = tile.weight::<S, K>((row, at - start), n);
+                let weight = weights.load::<S, K>(at - start, n);
                 let values = kernel.step(loaded, weight, &splats, &mut extra);
                 tile.store::<S, K>(at, n, values, false);
                 let counted = first_lanes::<S, E::Accum>(n);

@@ -16,7 +16,7 @@ use macerator::{Scalar, Simd};
 
 use super::kernels::{INPUTS, Kernel, OUTPUTS};
 use super::lanes::{self, Reg};
-use super::weighted::WeightMap;
+use super::weighted::{WeightMap, WeightRow};
 use crate::memory::{InOut, Output};
 use crate::weighted::Weights;
 use crate::{Accum, Element, Layout, cache};
@@ -98,8 +98,13 @@ impl<'a, E: Element> Tile<'a, E> {
     }
 
     /// The value of the first input at a position. Panics if there is none.
+    #[inline(always)]
     pub(crate) fn value(&self, row: usize, col: usize) -> f64 {
-        self.view(row..row + 1, col..col + 1).first()
+        let Grid { rows, cols, stride } = self.grid;
+        assert!(self.arity.0 > 0 && row < rows && col < cols);
+        // SAFETY: inputs are valid in the grid, which has this position.
+        let value = unsafe { *self.inputs[0].add(row * stride + col) };
+        value.to_accum().to_f64()
     }
 
     /// Adds an output.
@@ -162,9 +167,7 @@ impl<'a, E: Element> Tile<'a, E> {
     /// The first value of the first input. Panics if there is none.
     #[inline(always)]
     pub(super) fn first(&self) -> f64 {
-        assert!(self.arity.0 > 0 && self.grid.rows > 0 && self.grid.cols > 0);
-        // SAFETY: inputs are valid in the grid, which is not empty.
-        unsafe { *self.inputs[0] }.to_accum().to_f64()
+        self.value(0, 0)
     }
 
     /// Reads `fused` rows as one. Panics unless the rows follow each other in memory; rows that are left over are dropped.
@@ -272,21 +275,30 @@ impl<'a, E: Element> Tile<'a, E> {
         loaded
     }
 
-    /// Loads the weights of `n` elements from row and column `at` on, if `K` wants them.
+    /// Whether the weights that `K` wants are spread out row by row.
+    #[inline(always)]
+    pub(super) fn spreads<K: Kernel<E::Accum>>(&self) -> bool {
+        K::WEIGHTED && self.weights.is_some_and(|w| w.are_spread(self.grid.cols))
+    }
+
+    /// The weights of a row, if `K` wants them; register `slot` of `spread` is for this row.
     ///
     /// # Safety
     ///
-    /// As for [`load`](Self::load).
+    /// The row must be in the grid; `spread` must be valid for writing [`SPREAD`](super::weighted::SPREAD) weights, for as long as the result is used.
     #[inline(always)]
-    pub(super) unsafe fn weight<S: Simd, K: Kernel<E::Accum>>(
+    pub(super) unsafe fn weights<K: Kernel<E::Accum>>(
         &self,
-        at: (usize, usize),
-        n: usize,
-    ) -> Reg<S, E::Accum> {
+        row: usize,
+        slot: usize,
+        spread: *mut E::Accum,
+    ) -> WeightRow<E::Accum> {
         match &self.weights {
-            // SAFETY: the map is that of the tile's grid, in which the caller says the positions are.
-            Some(weights) if K::WEIGHTED => unsafe { weights.load::<S>(at, n) },
-            _ => E::Accum::default().splat(),
+            // SAFETY: the map is that of the tile's grid, in which the caller says the row is.
+            Some(weights) if K::WEIGHTED => unsafe {
+                weights.row(row, self.grid.cols, slot, spread)
+            },
+            _ => WeightRow::NONE,
         }
     }
 

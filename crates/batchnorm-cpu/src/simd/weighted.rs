@@ -2,19 +2,21 @@
 //!
 //! | kernel | inputs | parameters of the channel | sums | outputs |
 //! |---|---|---|---|---|
-//! | [`WeightedSums`] | x | shift | `w`, `w * (x - shift)`; with squares `w * (x - shift)`, `w * (x - shift)^2` | |
-//! | [`WeightedNormalize`] | x, residual | mean, scale, shift | | y |
-//! | [`WeightedGradientSums`] | x, dy, residual | mean, scale, shift | `g`, `g * (x - mean)` | |
-//! | [`WeightedXGradient`] | x, dy, residual | mean, scale, shift, a, b, c | | x_grad, (residual_grad) |
+//! | [`WeightSums`] | w | | `w` | |
+//! | [`WeightedSums`] | x | shift | `w * (x - shift)`, `w * (x - shift)^2` | |
+//! | [`WeightedNormalize`] | x, (residual) | mean, scale, shift | | y |
+//! | [`WeightedGradientSums`] | x, dy, (residual) | mean, scale, shift | `g`, `g * (x - mean)` | |
+//! | [`WeightedXGradient`] | x, dy, (residual) | mean, scale, shift, a, b, c | | x_grad, (residual_grad) |
 //!
-//! with `x_grad = a * g + w * (b * (x - mean) + c)`. A position whose weight is not above 0 is left out by selection: whatever it holds, it adds
+//! with `x_grad = a * g + w * (b * (x - mean) + c)`. Those with an activation always read a residual: if there is none, anything. A position whose weight is not above 0 is left out by selection: whatever it holds, it adds
 //! nothing to the statistics, and where x is not finite there, the mean takes its place.
 
 use macerator::{Mask, Simd};
 
-use super::kernels::{Activate, Curved, INPUTS, Kernel, OUTPUTS, PARAMS, zero};
+use super::MAX_LANES;
+use super::kernels::{Activate, INPUTS, Kernel, OUTPUTS, PARAMS, zero};
 use super::lanes::{self, Reg};
-use crate::activation::{Applied, Curve};
+use crate::tiling::GROUP_COLUMNS;
 use crate::weighted::Weights;
 use crate::{Accum, Layout};
 
@@ -82,40 +84,153 @@ impl<A: Accum> WeightMap<A> {
         }
     }
 
-    /// The weights of `n` positions from this row and column on, and zeros behind them.
+    /// Whether the weights of a row of `cols` columns must be spread out.
+    #[inline(always)]
+    pub(super) fn are_spread(&self, cols: usize) -> bool {
+        !self.in_order(cols) && !(self.period == 1 && self.fused == 1)
+    }
+
+    /// Whether they lie in memory as the columns do: within a period; and where every position has its own, rows that are read as one follow each
+    /// other.
+    #[inline(always)]
+    fn in_order(&self, cols: usize) -> bool {
+        self.phase + cols <= self.period || (self.period == self.width && self.skipped == 0)
+    }
+
+    /// The weights of a row of `cols` columns. Where they are not in order, they are put there: one for all columns into register `slot` of `spread`,
+    /// others all over it.
     ///
     /// # Safety
     ///
-    /// The positions must be in the tile, and `n` at most the number of lanes.
+    /// The row must be in the tile, whose rows have `cols` columns; `spread` must be valid for writing [`SPREAD`] weights, for as long as the result is
+    /// used.
     #[inline(always)]
-    pub(super) unsafe fn load<S: Simd>(&self, (row, col): (usize, usize), n: usize) -> Reg<S, A> {
-        // SAFETY: positions of the tile have weights (`new`), of which these are the ones.
+    pub(super) unsafe fn row(
+        &self,
+        row: usize,
+        cols: usize,
+        slot: usize,
+        spread: *mut A,
+    ) -> WeightRow<A> {
+        // SAFETY: positions of the tile have weights (`new`), of which these are the ones: `phase + cols` of a period, or one for the row.
         unsafe {
             let start = self.start.add(row * self.fused * self.stride);
-            let at = self.phase + col;
-            // Within a period; and where every position has its own, rows that are read as one follow each other.
-            if at + n <= self.period || (self.period == self.width && self.skipped == 0) {
-                return lanes::load(start.add(at), n);
+            if self.in_order(cols) {
+                return WeightRow {
+                    start: start.add(self.phase),
+                    columns: usize::MAX,
+                };
             }
-            if self.period == 1 && self.fused == 1 {
-                return start.read().splat();
+            if self.are_spread(cols) {
+                self.spread_out(start, cols, spread);
+                return WeightRow {
+                    start: spread,
+                    columns: usize::MAX,
+                };
             }
-            let mut values = [A::default(); super::MAX_LANES];
-            for i in 0..n {
-                let col = self.skipped + col + i;
-                let (row, col) = (col / self.width, col % self.width);
-                values[i] = start.add(row * self.stride + col % self.period).read();
+            let register = spread.add(slot * MAX_LANES);
+            for lane in 0..MAX_LANES {
+                register.add(lane).write(start.read());
             }
-            A::vload_unaligned(values.as_ptr())
+            WeightRow {
+                start: register,
+                columns: 0,
+            }
         }
+    }
+
+    /// Copies the weights of `cols` columns to `spread`: those of a row again and again, or of all rows that are read as one. A call, so that the
+    /// kernels stay small.
+    ///
+    /// # Safety
+    ///
+    /// As for [`row`](Self::row); `start` must be that of the row.
+    #[inline(never)]
+    unsafe fn spread_out(&self, start: *const A, cols: usize, spread: *mut A) {
+        assert!(cols <= SPREAD && self.phase < self.period);
+        let width = if self.fused == 1 { cols } else { self.width };
+        for first in (0..cols).step_by(width) {
+            // SAFETY: each row has a period of weights, and `spread` room for `cols`, to which `first` and a row of `width` add up at most: what is copied
+            // is cut to that. A row begins in the middle of a period; from its end on, what is there is copied behind itself, whole periods until the last time.
+            unsafe {
+                let from = start.add(first / width * self.stride);
+                let to = spread.add(first);
+                let before = (self.period - self.phase).min(width);
+                from.add(self.phase).copy_to_nonoverlapping(to, before);
+                let after = self.phase.min(width - before);
+                from.copy_to_nonoverlapping(to.add(before), after);
+                let mut done = before + after;
+                while done < width {
+                    let more = done.min(width - done);
+                    to.copy_to_nonoverlapping(to.add(done), more);
+                    done += more;
+                }
+            }
+        }
+    }
+}
+
+/// The most weights that are spread out: those of a group of columns.
+pub(super) const SPREAD: usize = GROUP_COLUMNS;
+
+/// The weights of one row of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct WeightRow<A> {
+    start: *const A,
+    /// What is left of a column's number: all, or nothing where one register has them all.
+    columns: usize,
+}
+
+impl<A: Accum> WeightRow<A> {
+    /// For kernels without.
+    pub(super) const NONE: Self = Self {
+        start: std::ptr::null(),
+        columns: 0,
+    };
+
+    /// The weights of `n` columns from `col` on.
+    ///
+    /// # Safety
+    ///
+    /// The columns must be in the row, and `n` at most the number of lanes. Not for [`NONE`](Self::NONE) unless `K` has no weights.
+    #[inline(always)]
+    pub(super) unsafe fn load<S: Simd, K: Kernel<A>>(&self, col: usize, n: usize) -> Reg<S, A> {
+        if !K::WEIGHTED {
+            return zero();
+        }
+        // SAFETY: the columns have weights there (`WeightMap::row`).
+        unsafe { lanes::load(self.start.add(col & self.columns), n) }
+    }
+}
+
+/// What a register of weights adds up to, those above 0.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightSums;
+
+impl<A: Accum> Kernel<A> for WeightSums {
+    const INPUTS: usize = 1;
+    const OUTPUTS: usize = 0;
+    const PARAMS: usize = 0;
+    const UNROLLED: bool = true;
+
+    #[inline(always)]
+    fn step<S: Simd>(
+        self,
+        [weight, ..]: [Reg<S, A>; INPUTS],
+        _weight: Reg<S, A>,
+        _params: &[Reg<S, A>; PARAMS],
+        [sum, _]: &mut [Reg<S, A>; 2],
+    ) -> [Reg<S, A>; OUTPUTS] {
+        *sum += present::<S, A>(weight).select(weight, zero());
+        [zero(); OUTPUTS]
     }
 }
 
 /// Sums over a channel, about a shift.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightedSums<const SQUARES: bool>;
+pub(crate) struct WeightedSums;
 
-impl<A: Accum, const SQUARES: bool> Kernel<A> for WeightedSums<SQUARES> {
+impl<A: Accum> Kernel<A> for WeightedSums {
     const INPUTS: usize = 1;
     const OUTPUTS: usize = 0;
     const PARAMS: usize = 1;
@@ -128,18 +243,13 @@ impl<A: Accum, const SQUARES: bool> Kernel<A> for WeightedSums<SQUARES> {
         [x, ..]: [Reg<S, A>; INPUTS],
         weight: Reg<S, A>,
         [shift, ..]: &[Reg<S, A>; PARAMS],
-        [first, second]: &mut [Reg<S, A>; 2],
+        [sum, squares]: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let weight = present::<S, A>(weight).select(weight, zero());
         let d = present::<S, A>(weight).select(x - *shift, zero());
-        let weighted = weight * d;
-        if SQUARES {
-            *first += weighted;
-            *second = weighted.mul_add(d, *second);
-        } else {
-            *first += weight;
-            *second += weighted;
-        }
+        // d is 0 where the weight is anything but a weight.
+        let weighted = present::<S, A>(weight).select(weight * d, zero());
+        *sum += weighted;
+        *squares = weighted.mul_add(d, *squares);
         [zero(); OUTPUTS]
     }
 }
@@ -149,77 +259,68 @@ fn present<S: Simd, A: Accum>(weight: Reg<S, A>) -> Mask<S, A> {
     weight.gt(zero())
 }
 
-/// Any activation, in kernels that read a residual always. They are rare enough for one kernel to do for all.
+/// What a kernel applies to normalized values, and whether what it reads behind them is a residual.
 #[derive(Clone, Copy)]
-pub(crate) struct Any<A> {
-    pub activation: Applied<A>,
-    /// Whether what is read is a residual.
+pub(crate) struct Behind<Act> {
+    pub activation: Act,
     pub residual: bool,
 }
 
-impl<A: Accum> Any<A> {
-    /// `x - mean`, and `z`, what the activation is applied to.
+impl<Act> Behind<Act> {
+    /// `x - mean`, 0 where x is not finite at a position without a weight.
     #[inline(always)]
-    fn argument<S: Simd>(
-        self,
-        [x, residual]: [Reg<S, A>; 2],
-        weight: Reg<S, A>,
-        [mean, scale, shift, ..]: &[Reg<S, A>; PARAMS],
-    ) -> (Reg<S, A>, Reg<S, A>) {
-        let centred = x - *mean;
+    fn centred<S: Simd, A: Accum>(x: Reg<S, A>, weight: Reg<S, A>, mean: Reg<S, A>) -> Reg<S, A> {
+        let centred = x - mean;
         #[allow(clippy::eq_op, reason = "0 but for what is not finite")]
         let finite = (centred - centred).eq(zero());
         let selected = finite.select(centred, zero());
-        let centred = present::<S, A>(weight).select(centred, selected);
-        let z = centred.mul_add(*scale, *shift);
-        match self.residual {
-            true => (centred, z + residual),
-            false => (centred, z),
-        }
+        present::<S, A>(weight).select(centred, selected)
     }
 
-    /// `act(z)`.
+    /// `z`, what the activation is applied to.
     #[inline(always)]
-    fn value<S: Simd>(self, z: Reg<S, A>) -> Reg<S, A> {
-        match self.activation {
-            Applied::Nothing => z,
-            Applied::Pieces(pieces) => pieces.value::<S>(z),
-            Applied::Curve(curve) => curved(curve).value::<S>(z),
+    fn argument<S: Simd, A: Accum>(
+        self,
+        centred: Reg<S, A>,
+        residual: Reg<S, A>,
+        [_, scale, shift, ..]: &[Reg<S, A>; PARAMS],
+    ) -> Reg<S, A>
+    where
+        Act: Activate<A>,
+    {
+        let z = centred.mul_add(*scale, *shift);
+        match Act::ANY && self.residual {
+            true => z + residual,
+            false => z,
         }
     }
 
     /// `x - mean` and `g = dy * act'(z)`.
     #[inline(always)]
-    fn gradient<S: Simd>(
+    fn gradient<S: Simd, A: Accum>(
         self,
         [x, dy, residual]: [Reg<S, A>; INPUTS],
         weight: Reg<S, A>,
         params: &[Reg<S, A>; PARAMS],
-    ) -> (Reg<S, A>, Reg<S, A>) {
-        let (centred, z) = self.argument::<S>([x, residual], weight, params);
-        let g = match self.activation {
-            Applied::Nothing => dy,
-            Applied::Pieces(pieces) => pieces.gradient::<S>(z, dy),
-            Applied::Curve(curve) => curved(curve).gradient::<S>(z, dy),
-        };
-        (centred, g)
-    }
-}
-
-/// Without a residual: it is in the argument already.
-fn curved(curve: Curve) -> Curved {
-    Curved {
-        curve,
-        residual: false,
+    ) -> (Reg<S, A>, Reg<S, A>)
+    where
+        Act: Activate<A>,
+    {
+        let centred = Self::centred::<S, A>(x, weight, params[0]);
+        if !Act::ANY {
+            return (centred, dy);
+        }
+        let z = self.argument::<S, A>(centred, residual, params);
+        (centred, self.activation.gradient::<S>(z, dy))
     }
 }
 
 /// The output.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightedNormalize<A>(pub Any<A>);
+pub(crate) struct WeightedNormalize<Act>(pub Behind<Act>);
 
-impl<A: Accum> Kernel<A> for WeightedNormalize<A> {
-    const INPUTS: usize = 2;
+impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedNormalize<Act> {
+    const INPUTS: usize = 1 + Act::ANY as usize;
     const OUTPUTS: usize = 1;
     const PARAMS: usize = 3;
     const UNROLLED: bool = false;
@@ -233,20 +334,21 @@ impl<A: Accum> Kernel<A> for WeightedNormalize<A> {
         params: &[Reg<S, A>; PARAMS],
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let (_, z) = self.0.argument::<S>([x, residual], weight, params);
-        [self.0.value::<S>(z), zero()]
+        let centred = Behind::<Act>::centred::<S, A>(x, weight, params[0]);
+        let z = self.0.argument::<S, A>(centred, residual, params);
+        [self.0.activation.value::<S>(z), zero()]
     }
 }
 
 /// The two sums that the gradients of gamma, beta and the statistics are made of.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightedGradientSums<A>(pub Any<A>);
+pub(crate) struct WeightedGradientSums<Act>(pub Behind<Act>);
 
-impl<A: Accum> Kernel<A> for WeightedGradientSums<A> {
-    const INPUTS: usize = 3;
+impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedGradientSums<Act> {
+    const INPUTS: usize = 2 + Act::ANY as usize;
     const OUTPUTS: usize = 0;
-    const PARAMS: usize = 3;
-    const UNROLLED: bool = false;
+    const PARAMS: usize = if Act::ANY { 3 } else { 1 };
+    const UNROLLED: bool = Act::INLINE;
     const WEIGHTED: bool = true;
 
     #[inline(always)]
@@ -257,7 +359,7 @@ impl<A: Accum> Kernel<A> for WeightedGradientSums<A> {
         params: &[Reg<S, A>; PARAMS],
         [sum, product]: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let (centred, g) = self.0.gradient::<S>(inputs, weight, params);
+        let (centred, g) = self.0.gradient::<S, A>(inputs, weight, params);
         *sum += g;
         *product = g.mul_add(centred, *product);
         [zero(); OUTPUTS]
@@ -266,10 +368,10 @@ impl<A: Accum> Kernel<A> for WeightedGradientSums<A> {
 
 /// The gradients of the input and, if the tile has a place for it, of the residual.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightedXGradient<A>(pub Any<A>);
+pub(crate) struct WeightedXGradient<Act>(pub Behind<Act>);
 
-impl<A: Accum> Kernel<A> for WeightedXGradient<A> {
-    const INPUTS: usize = 3;
+impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedXGradient<Act> {
+    const INPUTS: usize = 2 + Act::ANY as usize;
     const OUTPUTS: usize = 2;
     const PARAMS: usize = PARAMS;
     const UNROLLED: bool = false;
@@ -283,7 +385,7 @@ impl<A: Accum> Kernel<A> for WeightedXGradient<A> {
         params: &[Reg<S, A>; PARAMS],
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let (centred, g) = self.0.gradient::<S>(inputs, weight, params);
+        let (centred, g) = self.0.gradient::<S, A>(inputs, weight, params);
         let [_, _, _, a, b, c] = *params;
         let through = centred.mul_add(b, c) * weight;
         let through = present::<S, A>(weight).select(through, zero());

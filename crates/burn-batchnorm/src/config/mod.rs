@@ -325,11 +325,11 @@ impl BatchNormConfig {
 /// `epsilon` must keep `1 / sqrt(0 + epsilon)` finite in the type that is computed in: devices take
 /// what is below its smallest normal value for 0.
 pub(crate) fn validate_epsilon(epsilon: f64, dtype: DType) -> Result<(), BatchNormError> {
-    let smallest = match dtype {
-        DType::F64 => f64::MIN_POSITIVE,
-        _ => f32::MIN_POSITIVE.into(),
+    let (smallest, largest) = match dtype {
+        DType::F64 => (f64::MIN_POSITIVE, f64::MAX),
+        _ => (f32::MIN_POSITIVE.into(), f32::MAX.into()),
     };
-    match epsilon.is_finite() && epsilon >= smallest {
+    match (smallest..=largest).contains(&epsilon) {
         true => Ok(()),
         false => Err(BatchNormError::Epsilon { epsilon, smallest }),
     }

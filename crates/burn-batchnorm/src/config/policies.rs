@@ -13,8 +13,15 @@ pub enum Averaging {
     /// Every batch weighs the same, whatever its size.
     Cumulative,
     /// [`Exponential`](Self::Exponential) without the initial values' part: the average of the batches so far,
-    /// each weighing `1 - momentum` of the one after it. The first replaces the initial statistics, as Adam's
-    /// corrected moments do, and validation is right from the first step on. The number of batches is recorded.
+    /// each weighing `1 - momentum` of the one after it. At batch `t`, counted from 1:
+    ///
+    /// ```text
+    /// add = momentum / (1 - (1 - momentum)^t)        running = (1 - add) * running + add * batch
+    /// ```
+    ///
+    /// The first replaces the initial statistics, and validation is right from the first step on: the correction
+    /// of [Adam's](https://arxiv.org/abs/1412.6980) moments, and equinox's batch norm. The number of batches is
+    /// recorded.
     Debiased,
 }
 
@@ -48,7 +55,8 @@ pub enum SingleValue {
 }
 
 /// What a batch with a NaN or an infinity does to the running statistics of its channel. (A loss that
-/// overflows under mixed precision makes such batches, and its optimizer step is skipped.)
+/// overflows under [mixed precision](https://arxiv.org/abs/1710.03740) makes such batches, and its optimizer step is
+/// skipped.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum NonFinite {
     /// It enters, as in PyTorch: they are not finite from then on.

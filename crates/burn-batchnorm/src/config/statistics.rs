@@ -156,8 +156,9 @@ impl Renorm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ghost {
-    /// The most samples of a ghost batch. There are `ceil(N / size)` of them, whose sizes differ by at
-    /// most one where `size` does not divide the batch.
+    /// The samples of a ghost batch. There are `ceil(N / size)` of them, whose sizes differ by at most one
+    /// where `size` does not divide the batch; and fewer and larger ones where the smallest would have one
+    /// value a channel and `size` is more than 1.
     pub size: usize,
     /// What enters the running statistics.
     #[serde(default)]
@@ -176,7 +177,8 @@ pub enum GhostVariance {
 }
 
 impl Ghost {
-    /// Ghost batches of at most `size` samples, with a pooled variance.
+    /// Ghost batches of `size` samples, with a pooled variance. Where that does not divide the batch, some have a
+    /// sample less; or more, where they would have one value a channel.
     pub fn new(size: usize) -> Self {
         Self {
             size,
@@ -248,7 +250,7 @@ impl Statistics {
                 let smallest = match r_min {
                     // 1 / r_max is to be the smaller of the two.
                     None => 1.0,
-                    Some(r_min) if r_min >= 0.0 && r_min.is_finite() => r_min,
+                    Some(r_min) if r_min >= 0.0 && (r_min as f32).is_finite() => r_min,
                     Some(r_min) => {
                         return refuse(
                             "an r_min that is finite and not negative",

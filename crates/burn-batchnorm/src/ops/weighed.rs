@@ -40,7 +40,8 @@ impl<B: Backend> Weighed<B> {
         B::float_mask_fill(tensor, self.absent.clone(), 0.0.into())
     }
 
-    /// Mean, what rounding took from it, and variance: `[3, channels]`.
+    /// Mean, what rounding took from it, and variance: `[3, channels]`. Without any weight mean 0 and variance
+    /// 1, as of a new layer.
     pub fn moments(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let average = |tensor| {
             let sum = sum::<B>(B::float_mul(tensor, self.weights.clone()));
@@ -52,6 +53,10 @@ impl<B: Backend> Weighed<B> {
         let rest = average(centred.clone());
         let centred = B::float_sub(centred, rest.clone());
         let variance = average(B::float_mul(centred.clone(), centred));
+        // Not 0: what is there would be divided by the root of epsilon.
+        let mask = get_or_init_device_settings::<B>(&variance.device()).bool_dtype;
+        let nothing = B::float_equal_elem(self.sums.clone(), 0.0.into(), mask);
+        let variance = B::float_mask_fill(variance, nothing, 1.0.into());
         let mean = B::float_add(about.clone(), rest.clone());
         let low = B::float_sub(rest, B::float_sub(mean.clone(), about));
         pack::<B>(vec![mean, B::float_detach(low), variance])

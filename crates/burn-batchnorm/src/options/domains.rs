@@ -39,7 +39,8 @@ pub struct DomainBatchNorm {
     pub gamma: Option<Param<Tensor<1>>>,
     /// Of all domains, shape `[channels]`, where they share it and the configuration has a shift.
     pub beta: Option<Param<Tensor<1>>>,
-    /// One a domain.
+    /// One a domain. Where affine parameters are shared, their own are 1 and 0: to fold or freeze them, take
+    /// [`into_layers`](Self::into_layers).
     pub domains: Vec<BatchNorm>,
 }
 

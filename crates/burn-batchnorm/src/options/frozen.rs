@@ -1,12 +1,12 @@
 //! Batch norm as the affine map that it is in inference.
 
 use burn::module::{Content, Module, ModuleDisplay, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::checks::{cast, float, output_dtype, under};
 use crate::operands::{Epilogue, Operands, Parameter};
 use crate::statistics::{Values, like, stored};
-use crate::{BatchNorm, BatchNormError};
+use crate::{BatchNorm, BatchNormError, Inference};
 
 /// Batch norm in its frozen form: `activation(x * scale + shift)`, two vectors that do not train.
 ///
@@ -42,24 +42,53 @@ impl ModuleDisplay for FrozenBatchNorm {
 }
 
 impl BatchNorm {
-    /// The layer in its frozen form, by its running statistics (mean 0 and variance 1 where it keeps
-    /// none). [`FrozenBatchNorm::thawed`] gives the layer back.
+    /// The layer in its frozen form, by its running statistics. [`FrozenBatchNorm::thawed`] gives the layer
+    /// back.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`try_frozen`](Self::try_frozen) fails.
     pub fn frozen(self) -> FrozenBatchNorm {
+        self.try_frozen().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`frozen`](Self::frozen), with an error instead of a panic.
+    ///
+    /// # Errors
+    ///
+    /// If inference is not by running statistics: [`inference`](crate::BatchNormConfig::inference) is
+    /// another, or `running_stats` is off. Two constant vectors would be another function.
+    pub fn try_frozen(self) -> Result<FrozenBatchNorm, BatchNormError> {
+        if self.config.inference != Inference::Running || !self.config.running_stats {
+            return Err(BatchNormError::Invalid {
+                option: "inference",
+                expected: "Running, and running_stats on, in a layer to freeze",
+                got: format!(
+                    "{:?}, running_stats {}",
+                    self.config.inference, self.config.running_stats
+                ),
+            });
+        }
         let [scale, shift] = self.affine();
         let constant = |value| {
             let value = under(value, &self.gamma.device());
             Param::from_tensor(value).set_require_grad(false)
         };
-        FrozenBatchNorm {
+        Ok(FrozenBatchNorm {
             scale: constant(scale),
             shift: constant(shift),
             source: self,
-        }
+        })
     }
 
-    /// Scale and shift of inference, in the type of the statistics and without autodiff.
+    /// Scale and shift of inference, in the wider of the types of parameters and statistics and without
+    /// autodiff.
     fn affine(&self) -> [Tensor<1>; 2] {
         let Values { mean, variance, .. } = self.statistics().values();
+        let mean = match stored(self.gamma.val()).dtype() {
+            DType::F64 => cast(mean, DType::F64),
+            _ => mean,
+        };
         let here = |param: &Param<Tensor<1>>| like(&stored(param.val()), &mean);
         let variance = like(&variance, &mean);
         let scale = here(&self.gamma) / (variance + self.epsilon).sqrt();

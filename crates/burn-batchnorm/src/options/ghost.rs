@@ -23,11 +23,11 @@ pub(crate) fn normalize<const D: usize>(
     // Samples in front, then channels.
     let samples_axis = usize::from(view.axis == 0);
     let samples = shape[samples_axis];
-    let groups = samples.div_ceil(ghost.size);
-    let rounds = samples.div_ceil(groups);
-    let missing = rounds * groups - samples;
     let View { channels, .. } = view;
     let inner = view.outer * view.inner / samples;
+    let groups = ghost.batches(samples, inner);
+    let rounds = samples.div_ceil(groups);
+    let missing = rounds * groups - samples;
 
     // The other axes in their order: the samples, the channels, the rest.
     let mut order: Vec<usize> = vec![samples_axis, view.axis];
@@ -156,7 +156,20 @@ impl Ghost {
         let values = shape.iter().product::<usize>() / shape[channel_axis];
         match samples {
             0 => 0,
-            samples => samples / samples.div_ceil(self.size) * (values / samples),
+            samples => {
+                let inner = values / samples;
+                samples / self.batches(samples, inner) * inner
+            }
+        }
+    }
+
+    /// The number of ghost batches that so many samples make, each with `inner` values a channel. A batch of
+    /// one value would have no variance: rather than that, some have a sample more than `size`.
+    fn batches(self, samples: usize, inner: usize) -> usize {
+        let batches = samples.div_ceil(self.size);
+        match inner {
+            1 if self.size > 1 => batches.min((samples / 2).max(1)),
+            _ => batches,
         }
     }
 }

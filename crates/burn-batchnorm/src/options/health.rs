@@ -27,24 +27,56 @@ pub struct LayerHealth {
     pub path: String,
     /// The number of channels.
     pub channels: usize,
-    /// Whose running variance is below [`VANISHING`](Self::VANISHING) times the median of the layer's: they amplify noise,
-    /// or their input is constant.
+    /// Whose running variance is at most [`VANISHING`](Self::VANISHING) times the median of the layer's, or
+    /// [`NOTHING`](Self::NOTHING): they amplify noise, or their input is constant.
     pub vanishing: Vec<usize>,
     /// Of which a parameter or a statistic is NaN or infinite, or the running variance negative.
     pub non_finite: Vec<usize>,
-    /// Whose gamma is below [`DEAD`](Self::DEAD) times the largest of the layer's, by magnitude: they can be pruned.
+    /// Whose gamma is at most [`DEAD`](Self::DEAD) times the largest of the layer's by magnitude, or a
+    /// millionth: they can be pruned.
     pub dead: Vec<usize>,
     /// How far the running means are from those of the data, in running standard deviations: the largest
     /// of any channel. None where no batch has reached the layer.
+    #[serde(with = "any_number")]
     pub mean_drift: Option<f64>,
     /// How far the running variances are from those of the data, as `ln(data / running)`: the largest of
     /// any channel, by magnitude.
+    #[serde(with = "any_number")]
     pub variance_drift: Option<f64>,
     /// The largest difference of any output between normalizing by the batch, as training does, and by the
     /// running statistics.
+    #[serde(with = "any_number")]
     pub output_gap: Option<f64>,
     /// The updates that the most affected channel has skipped (`NonFinite::Skip`, masks): no fault by itself.
     pub skipped: u64,
+}
+
+/// Numbers that may be NaN or infinite, which JSON has none of: those are written as text.
+mod any_number {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(f64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+        let written = value.map(|value| match value.is_finite() {
+            true => Written::Number(value),
+            false => Written::Text(value.to_string()),
+        });
+        written.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+        match Option::<Written>::deserialize(from)? {
+            None => Ok(None),
+            Some(Written::Number(value)) => Ok(Some(value)),
+            Some(Written::Text(text)) => text.parse().map(Some).map_err(D::Error::custom),
+        }
+    }
 }
 
 /// Examines the batch norm layers of a model, on batches that inference would get. The model stays as it is.
@@ -169,21 +201,19 @@ impl Found {
             .iter()
             .flatten()
             .fold(0.0, |most: f64, g| most.max(g.abs()));
+        let dead = (largest * LayerHealth::DEAD).max(1e-6);
+        let vanishing = (median * LayerHealth::VANISHING).max(LayerHealth::NOTHING);
 
         let mut health = LayerHealth {
             path: self.path.clone(),
             channels,
-            vanishing: which(&|c| {
-                at(&self.variance, c).is_some_and(|v| v <= median * LayerHealth::VANISHING)
-            }),
+            vanishing: which(&|c| at(&self.variance, c).is_some_and(|v| v <= vanishing)),
             non_finite: which(&|c| {
                 let bad =
                     |values: &&Option<Vec<f64>>| at(values, c).is_some_and(|v| !v.is_finite());
                 all.iter().any(bad) || at(&self.variance, c).is_some_and(|v| v < 0.0)
             }),
-            dead: which(&|c| {
-                at(&self.gamma, c).is_some_and(|g| g.abs() <= largest * LayerHealth::DEAD)
-            }),
+            dead: which(&|c| at(&self.gamma, c).is_some_and(|g| g.abs() <= dead)),
             ..LayerHealth::default()
         };
         let Some(seen) = seen else {
@@ -222,6 +252,8 @@ impl Found {
 impl LayerHealth {
     /// See [`vanishing`](Self::vanishing).
     pub const VANISHING: f64 = 1e-6;
+    /// See [`vanishing`](Self::vanishing): a standard deviation that the usual epsilon of 1e-5 all but removes.
+    pub const NOTHING: f64 = 1e-10;
     /// See [`dead`](Self::dead).
     pub const DEAD: f64 = 1e-3;
     /// A drift above which [`is_healthy`](Self::is_healthy) says no: a standard deviation of the mean, or a

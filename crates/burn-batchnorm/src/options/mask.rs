@@ -11,8 +11,15 @@ use crate::view::View;
 /// Which positions of an input count in its statistics, and how much.
 ///
 /// The statistics are those of the positions that it admits, and so are their gradients. What the others
-/// hold, be it NaN, reaches no statistic and no gradient. A channel of which nothing is admitted leaves its
-/// running statistics alone.
+/// hold, be it NaN, reaches no statistic and no gradient (Keras and Flax have masks, whose gradients are NaN there).
+/// With a weight `w >= 0` for each position and `W = sum(w)` over a channel:
+///
+/// ```text
+/// mean = sum(w * x) / W        variance = sum(w * (x - mean)^2) / W
+/// ```
+///
+/// A channel of which nothing is admitted is normalized with mean 0 and variance 1, and leaves its running
+/// statistics alone.
 ///
 /// # Shapes
 ///
@@ -45,8 +52,8 @@ impl Mask {
     /// Positions by weight, not negative: a weight of 2 counts as two positions of the same value, 0 as
     /// none, a negative one or NaN as 0. Not differentiated.
     ///
-    /// The unbiased variance divides by the sum of the weights less 1; a channel whose weights sum up to
-    /// 1 or less has none, and leaves its running statistics alone.
+    /// A channel whose weights sum up to 1 or less has no more than a value, and leaves its running statistics
+    /// alone. The unbiased variance is the biased one times `W / (W - 1)`, W being that sum, at most times 2.
     pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
         let shape = weights.shape().to_vec();
         let length = shape.iter().product::<usize>();
@@ -128,15 +135,19 @@ pub(crate) fn absent(weights: Tensor<3>) -> Tensor<3, Bool> {
 }
 
 /// The operands with nothing that is not finite where there is no weight: an input takes the mean of its
-/// channel there, a residual 0. So no gradient is the product of 0 and a NaN.
+/// channel there, a residual 0. So no gradient is the product of 0 and a NaN. Without a mean, inputs are as
+/// they are: weighted passes look after those themselves.
 pub(crate) fn sane<const D: usize>(
     operands: Operands<D>,
     weights: Option<&Tensor<3>>,
-    mean: &Tensor<1>,
+    mean: Option<&Tensor<1>>,
 ) -> Operands<D> {
     let Some(weights) = weights else {
         return operands;
     };
+    if mean.is_none() && !operands.has_residual() {
+        return operands;
+    }
     let View {
         outer,
         channels,
@@ -153,6 +164,9 @@ pub(crate) fn sane<const D: usize>(
     };
     operands
         .map_input(|input| {
+            let Some(mean) = mean else {
+                return input;
+            };
             replace(input, &|x, replaced| {
                 let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
                 let mean = mean.reshape([1, channels, 1]).expand(full);

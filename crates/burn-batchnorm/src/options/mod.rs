@@ -35,6 +35,7 @@ pub(crate) fn run<const D: usize>(
     let policy = layer.config.masked_output;
     let passed = (weights.is_some() && policy == MaskedOutput::PassThrough)
         .then(|| operands.input().clone());
+    let operands = mask::sane(operands, weights.as_ref(), None);
     let (output, observation) = match source.by {
         Statistics::Ghost(ghost) => {
             let (output, seen) = ghost::normalize(operands, weights.clone(), ghost);
@@ -60,7 +61,7 @@ pub(crate) fn run<const D: usize>(
                 let untracked = operands.clone().map_input(Tensor::detach);
                 observe(&untracked, untracked.moments(weights.clone()), &weights)
             });
-            let operands = mask::sane(operands, weights.as_ref(), &running.mean);
+            let operands = mask::sane(operands, weights.as_ref(), Some(&running.mean));
             match seen {
                 Some(seen) if examined => {
                     let center = seen.moments.clone();
@@ -76,7 +77,7 @@ pub(crate) fn run<const D: usize>(
             let center = operands.moments(weights.clone());
             let seen = observe(&operands, center.clone(), &weights);
             let [mean, _] = rows(seen.moments.clone());
-            let operands = mask::sane(operands, weights.as_ref(), &mean);
+            let operands = mask::sane(operands, weights.as_ref(), Some(&mean));
             let output = match by {
                 Statistics::Blend { batch } => {
                     operands.normalize_by_center(blend::center(center, running, batch))

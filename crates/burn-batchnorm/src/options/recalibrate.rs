@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::scope::{self, Scope, Seen};
 use super::snapshot::Snapshot;
-use crate::statistics::{Values, like, rows};
+use crate::statistics::{Renormed, Values, like, rows};
 
 /// How [`recalibrate`] puts batches together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +23,8 @@ pub enum Recalibration {
 /// data, or in place of an exponential average that is noisy or stale.
 ///
 /// `forward` gets the model as [`valid()`](Module::valid) makes it and a batch on the plain device: dropout is
-/// off and no gradient is kept. Layers that could train normalize as in training. Frozen layers, those with
+/// off and no gradient is kept. Layers that could train normalize by the statistics of their batches, whatever
+/// [`Statistics`](crate::Statistics) they train by. Frozen layers, those with
 /// `update_statistics` off, layers that no batch reaches, and layers that `forward` runs on another thread stay
 /// as they are. Without any batch the model comes back unchanged.
 ///
@@ -53,22 +54,24 @@ pub fn recalibrate<M: Module, B, R>(
     });
     let mut snapshot = Snapshot::default();
     for seen in seen {
-        let old = seen.statistics.fields().values();
+        let fields = seen.statistics.fields();
+        let old = fields.values();
         let [mean, variance] = seen.population(&old);
-        if let Some(renorm) = &old.renorm {
+        let renorm = old.renorm.map(|renorm| {
             let stddev = (variance.clone() + seen.rule.epsilon).sqrt();
-            let [mean_id, stddev_id, moving_id] = renorm.ids;
-            snapshot.values.extend([
-                (mean_id, mean.clone()),
-                (stddev_id, stddev.clone()),
-                (moving_id, stddev),
-            ]);
-        }
-        let [mean_id, variance_id, counter_id] = seen.statistics.fields().ids();
-        snapshot
-            .values
-            .extend([(mean_id, mean), (variance_id, variance)]);
-        snapshot.counts.insert(counter_id, seen.batches as i64);
+            Box::new(Renormed {
+                ids: renorm.ids,
+                renorm_mean: mean.clone(),
+                renorm_stddev: stddev.clone(),
+                moving_stddev: stddev,
+            })
+        });
+        let values = Values {
+            renorm,
+            batches: seen.batches,
+            ..Values::fresh(mean, variance)
+        };
+        snapshot.layers.insert(fields.ids()[0], values);
     }
     snapshot.restore(model)
 }

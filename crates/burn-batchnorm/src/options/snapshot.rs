@@ -1,13 +1,14 @@
 //! The running statistics of a model, put aside and put back.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, ParamId};
 
-use crate::module::{CONTAINER, STATISTICS};
+use crate::statistics::{Shared, Values};
 
-/// The running statistics of every batch norm layer of a model at one moment, without its weights.
+/// The running statistics of every batch norm layer of a model at one moment, without its weights: means,
+/// variances, the number of batches, and what each channel has skipped of them.
 ///
 /// ```
 /// # use burn::tensor::{Device, Tensor};
@@ -22,78 +23,81 @@ use crate::module::{CONTAINER, STATISTICS};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    pub(crate) values: HashMap<ParamId, Tensor<1>>,
-    pub(crate) counts: HashMap<ParamId, i64>,
+    /// By the id of the running mean.
+    pub(crate) layers: HashMap<ParamId, Values>,
+}
+
+thread_local! {
+    /// What the layers of a model that is visited or mapped on this thread put their statistics into, or take
+    /// them from: not all that a layer knows is in its parameters.
+    static EXCHANGE: RefCell<Exchange> = const { RefCell::new(Exchange::None) };
+}
+
+enum Exchange {
+    None,
+    Put(Snapshot),
+    Take(Snapshot),
 }
 
 impl Snapshot {
     /// Of `model`: any module with layers of this crate.
     pub fn of<M: Module>(model: &M) -> Self {
-        let mut reader = Reader {
-            field: None,
-            snapshot: Self::default(),
-        };
-        model.visit(&mut reader);
-        reader.snapshot
+        let filled = exchange(Exchange::Put(Self::default()), || {
+            model.visit(&mut Nothing);
+        });
+        match filled.1 {
+            Exchange::Put(snapshot) => snapshot,
+            _ => Self::default(),
+        }
     }
 
     /// The model with these statistics. Layers are known by the ids of their parameters, which clones,
     /// moves, `valid()` and records keep.
     pub fn restore<M: Module>(&self, model: M) -> M {
-        model.map(&mut Writer { snapshot: self })
+        exchange(Exchange::Take(self.clone()), || model.map(&mut Nothing)).0
     }
 }
 
-struct Reader {
-    /// The field of a batch norm that is being visited.
-    field: Option<&'static str>,
-    snapshot: Snapshot,
-}
-
-impl ModuleVisitor for Reader {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        let known = STATISTICS.iter().find(|field| **field == name).copied();
-        self.field = known.filter(|_| container == CONTAINER);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.field = None;
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.field.is_some() {
-            let value = param.val().flatten(0, D - 1);
-            self.snapshot.values.insert(param.id, value);
+/// Runs `walk` over the layers of a model. Returns also what they left.
+fn exchange<R>(with: Exchange, walk: impl FnOnce() -> R) -> (R, Exchange) {
+    /// Nothing may stay behind where `walk` panics.
+    struct Emptied;
+    impl Drop for Emptied {
+        fn drop(&mut self) {
+            EXCHANGE.set(Exchange::None);
         }
     }
+    let _emptied = Emptied;
+    EXCHANGE.set(with);
+    let result = walk();
+    (result, EXCHANGE.replace(Exchange::None))
+}
 
-    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        if self.field.is_some() {
-            let count = param.val().into_data().iter::<i64>().next();
-            self.snapshot.counts.insert(param.id, count.unwrap_or(0));
+/// A layer is visited, whose running mean has this id.
+pub(crate) fn visited(id: ParamId, values: &Values) {
+    EXCHANGE.with_borrow_mut(|exchange| {
+        if let Exchange::Put(snapshot) = exchange {
+            snapshot.layers.insert(id, values.clone());
         }
+    });
+}
+
+/// A layer is mapped, whose running mean has this id.
+pub(crate) fn mapped(id: ParamId, statistics: &Shared) {
+    let values = EXCHANGE.with_borrow(|exchange| match exchange {
+        Exchange::Take(snapshot) => snapshot.layers.get(&id).cloned(),
+        _ => None,
+    });
+    if let Some(values) = values {
+        let device = statistics.values().mean.device();
+        statistics.replace(values);
+        statistics.relocate(&device);
     }
 }
 
-struct Writer<'a> {
-    snapshot: &'a Snapshot,
-}
+/// Looks at nothing and changes nothing.
+struct Nothing;
 
-impl ModuleMapper for Writer<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(value) = self.snapshot.values.get(&param.id) else {
-            return param;
-        };
-        param.map(|old| value.clone().to_device(&old.device()).reshape(old.shape()))
-    }
+impl ModuleVisitor for Nothing {}
 
-    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
-        let Some(count) = self.snapshot.counts.get(&param.id) else {
-            return param;
-        };
-        param.map(|old| {
-            let data = TensorData::new(vec![*count], old.shape());
-            Tensor::from_data(data, (&old.device(), old.dtype()))
-        })
-    }
-}
+impl ModuleMapper for Nothing {}

@@ -72,8 +72,9 @@ impl Rule {
             Averaging::Debiased if batches == 0 && self.momentum > 0.0 => 1.0,
             Averaging::Debiased if self.momentum > 0.0 => {
                 // 1 less what is left of the initial values.
-                let kept = (1.0 - self.momentum).powf(batches as f64 + 1.0);
-                self.momentum / (1.0 - kept)
+                // Not `1 - kept`, which is 0 for the smallest momentums.
+                let log_kept = (-self.momentum).ln_1p() * (batches as f64 + 1.0);
+                self.momentum / -log_kept.exp_m1()
             }
             Averaging::Debiased => 0.0,
         };
@@ -105,11 +106,15 @@ impl Rule {
             return (variance.clone() * self.correction(n), None);
         };
         let n = like(weight, variance) / ghosts;
+        // One value, or less: its variance says nothing.
+        let known = Some(n.clone().greater_elem(1.0));
         match self.estimator {
-            Variance::Biased => (variance.clone(), Some(n.greater_elem(0.0))),
+            Variance::Biased => (variance.clone(), known),
             Variance::Unbiased => {
-                let corrected = variance.clone() * (n.clone() / (n.clone() - 1.0));
-                (corrected, Some(n.greater_elem(1.0)))
+                // Fractions of a value between one and two would give a factor without bounds: two values' is
+                // the most there is.
+                let divisor = (n.clone() - 1.0).max_pair(n.clone() / 2.0);
+                (variance.clone() * (n / divisor), known)
             }
         }
     }
@@ -169,7 +174,8 @@ impl Rule {
             // Keras averages standard deviations.
             Some(renorm) => {
                 let square = renorm.moving_stddev.clone().powi_scalar(2);
-                blender.select(&old.variance, (square - self.epsilon).clamp_min(0.0))
+                let variance = (square - self.epsilon).clamp_min(0.0);
+                blender.select(&old.variance, like(&variance, &old.variance))
             }
             None => blender.blend(&old.variance, estimated),
         };
@@ -220,7 +226,7 @@ impl Rule {
                     Averaging::Debiased => {
                         // 1 - exp(e), in f32: Vulkan has no exponential function of f64. By its series where
                         // the difference would cancel.
-                        let e = cast(count.clone(), DType::F32) * (1.0 - self.momentum).ln();
+                        let e = cast(count.clone(), DType::F32) * (-self.momentum).ln_1p();
                         let series = e.clone() / 4.0 + 1.0;
                         let series = e.clone() / 3.0 * series + 1.0;
                         let series = e.clone() / 2.0 * series + 1.0;

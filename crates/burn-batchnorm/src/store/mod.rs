@@ -82,7 +82,7 @@ impl Framework {
         path: impl AsRef<Path>,
     ) -> Result<(), WeightsError> {
         let path = path.as_ref();
-        match path.extension().is_some_and(|end| end == "safetensors") {
+        match is_safetensors(path) {
             true => self.load_from(model, &mut SafetensorsStore::from_file(path)),
             false => self.load_from(model, &mut PytorchStore::from_file(path)),
         }
@@ -120,14 +120,25 @@ impl Framework {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::Store`] if the file cannot be written.
+    /// [`WeightsError::Store`] if the path does not end in `.safetensors`, by which [`load`](Self::load) and
+    /// others know the format, or if the file cannot be written.
     pub fn save<M: Module>(self, model: &M, path: impl AsRef<Path>) -> Result<(), WeightsError> {
+        let path = path.as_ref();
+        if !is_safetensors(path) {
+            return Err(WeightsError::Store {
+                action: "write",
+                message: format!(
+                    "expected a path that ends in .safetensors, the only format written, got {}",
+                    path.display()
+                ),
+            });
+        }
         let format = match self {
             Self::PyTorch => "pt",
             Self::Keras => "tf",
             Self::Flax => "flax",
         };
-        let mut store = SafetensorsStore::from_file(path.as_ref())
+        let mut store = SafetensorsStore::from_file(path)
             .overwrite(true)
             .skip_enum_variants(true)
             .metadata("format", format)
@@ -138,6 +149,10 @@ impl Framework {
             message: error.to_string(),
         })
     }
+}
+
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "safetensors")
 }
 
 fn read(error: &impl std::fmt::Display) -> WeightsError {

@@ -25,7 +25,7 @@ use crate::{Pass, SHAPES, with_rank};
 /// Times the layer and burn-nn's on the shapes of real networks.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Device of the example: flex, ndarray, wgpu, ..
+    /// Device of the example: flex, ndarray, wgpu, cuda, ..
     #[arg(long, default_value = "flex")]
     device: String,
     /// Only these shapes, such as 32x50,8x256x28x28

@@ -13,11 +13,10 @@ use cubecl::ir::{DeviceProperties, ElemType, UIntKind};
 
 use crate::problem::{Element, Problem};
 use crate::strategy::{Strategy, floor_power};
+use crate::tuning::Tuning;
 
 /// Multiprocessors of a GPU that does not tell. Too many costs a small GPU little, too few leave a large one idle. Not measured on a GPU.
 const GPU_PROCESSORS: usize = 144;
-/// Cubes per multiprocessor. Not measured on a GPU.
-pub(crate) const GPU_CUBES: usize = 4;
 /// Cubes that keep the cores of a software device busy; measured with Mesa's Vulkan on two cores.
 pub(crate) const CPU_CUBES: usize = 8;
 /// Bytes of the widest vector in memory.
@@ -46,6 +45,8 @@ pub(crate) struct Device {
     pub vector: usize,
     /// Whether tensors of the type are better read as pairs of values.
     pub pairs: bool,
+    /// How work is cut, unless units run on a CPU.
+    pub tuning: Tuning,
 }
 
 impl Device {
@@ -53,6 +54,7 @@ impl Device {
     pub fn of(properties: &DeviceProperties, problem: &Problem) -> Self {
         let element = problem.element;
         let hardware = &properties.hardware;
+        let tuning = Tuning::current();
         let plane = hardware.plane_size_max.max(1) as usize;
         let plane_operations = properties.features.plane.contains(Plane::Ops);
         let fixed = hardware.plane_size_min == hardware.plane_size_max && plane.is_power_of_two();
@@ -66,7 +68,7 @@ impl Device {
         let most = (hardware.max_units_per_cube as usize).min(hardware.max_cube_dim.0 as usize);
         let units = match software {
             true => plane.min(most),
-            false => most.min(256),
+            false => most.min(tuning.units),
         };
         let processors = hardware
             .num_streaming_multiprocessors
@@ -81,7 +83,7 @@ impl Device {
             },
             cubes: match software {
                 true => CPU_CUBES,
-                false => processors * GPU_CUBES,
+                false => processors * tuning.cubes,
             },
             bindings: hardware.max_bindings as usize,
             shared: hardware.max_shared_memory_size,
@@ -96,6 +98,15 @@ impl Device {
                 && hardware.num_cpu_cores.is_none()
                 && element == Element::F32
                 && properties.supports_type(ElemType::UInt(UIntKind::U64)),
+            tuning,
+        }
+    }
+
+    /// Vectors that a unit loads before it computes with them. Software has no latency to hide.
+    pub fn at_once(&self) -> usize {
+        match self.software {
+            true => 1,
+            false => self.tuning.at_once,
         }
     }
 }

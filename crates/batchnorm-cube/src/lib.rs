@@ -87,8 +87,8 @@
 //!
 //! # Where to read on
 //!
-//! `strategy.rs` cuts a problem into cubes, `support.rs` tells what a device can do, `blueprint.rs` is what a kernel knows when it is
-//! compiled, `launch.rs` binds and launches. The algorithms are told in `kernels/`: `walk.rs` (which unit reads what), `moments.rs`
+//! `strategy.rs` cuts a problem into cubes, by the numbers in `tuning.rs`, `support.rs` tells what a device can do, `blueprint.rs` is what a
+//! kernel knows when it is compiled, `launch.rs` binds and launches. The algorithms are told in `kernels/`: `walk.rs` (which unit reads what), `moments.rs`
 //! (variance), `merge.rs` (partial results), `backward.rs` (derivation of the gradient), `weighted.rs` (weights).
 
 mod activation;
@@ -107,6 +107,7 @@ mod normalize;
 mod problem;
 mod strategy;
 mod support;
+mod tuning;
 
 pub use activation::Activation;
 pub use args::{Affine, Center, Epilogue, Gradients, Running, Target, TrainOutputs, Weights};
@@ -119,3 +120,6 @@ pub use normalize::{affine, normalize};
 pub use problem::{Element, Problem};
 pub use strategy::Strategy;
 pub use support::{Operation, supports};
+#[cfg(feature = "tuning")]
+#[doc(hidden)]
+pub use tuning::Tuning;

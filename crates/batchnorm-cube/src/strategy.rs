@@ -17,7 +17,7 @@
 //!
 //! However few channels there are and whatever the device likes, no unit walks more than [`MOST_STEPS`] vectors in a sweep.
 //!
-//! What a device likes is told in `device.rs`.
+//! What a device likes is told in `device.rs`, and in numbers for GPUs in `tuning.rs`.
 
 use crate::blueprint::{CubeShape, Weighting};
 use crate::device::Device;
@@ -26,20 +26,9 @@ use crate::problem::Problem;
 /// Vectors that a unit walks over at most, in a sweep. Mesa's software driver ends all loops of a unit after 65,535 iterations together,
 /// without a word; a kernel sweeps at most three times, with one outer iteration per 64 vectors. A watchdog would be the next limit.
 pub(crate) const MOST_STEPS: usize = 8192;
-/// Splits that every unit of the kernel that follows merges for itself; of more a launch of its own takes care. Not measured on a GPU.
-pub(crate) const FEW_SPLITS: usize = 16;
-/// Vectors per unit below which a GPU's cube is made smaller or a channel not split further. Not measured on a GPU.
-const GPU_WORK: usize = 4;
 /// Vectors per unit below which a channel is not split further for a software device; measured with Mesa's Vulkan.
 const CPU_WORK: usize = 64;
-/// Vectors of a tensor that a GPU's unit loads before it computes with them, to hide the latency of memory. Not measured on a GPU; a
-/// software device gains nothing.
-const GPU_AT_ONCE: usize = 4;
-/// Values in a row that a GPU's cube reads at least, of several channels where one has less: 128 bytes of `f32`, four sectors of its cache.
-const GPU_SPAN: usize = 32;
-/// Bytes below which splitting costs a GPU more launches than it gains time: what it moves in the time of a launch. Not measured on one.
-const GPU_SMALL: u64 = 1 << 20;
-/// The same of a software device; measured with Mesa's Vulkan.
+/// Bytes of a tensor up to which it is not split for a software device; measured with Mesa's Vulkan.
 const CPU_SMALL: u64 = 1 << 17;
 
 /// For which kind of device the work is cut. Every choice gives right results on every device; they differ in speed and in rounding.
@@ -145,7 +134,7 @@ impl Cut {
         let cut = Self::unsplit(problem, device);
         let small = match device.software {
             true => CPU_SMALL,
-            false => GPU_SMALL,
+            false => device.tuning.small,
         };
         let idle = cut.tiles() < device.cubes / 2 && problem.tensor_bytes() > small;
         match idle {
@@ -157,10 +146,9 @@ impl Cut {
     /// For an element-wise kernel.
     pub fn element_wise(problem: &Problem, device: &Device) -> Self {
         let cut = Self::unsplit(problem, device);
-        // On a GPU short cubes balance the load.
         let enough = match device.software {
             true => device.cubes,
-            false => device.cubes * 4,
+            false => device.cubes * device.tuning.element_wise,
         };
         cut.split(enough.div_ceil(cut.tiles()), device)
     }
@@ -179,10 +167,7 @@ impl Cut {
                 units: lanes * units_c,
                 plane: device.plane,
                 backwards: !device.software,
-                at_once: match device.software {
-                    true => 1,
-                    false => GPU_AT_ONCE,
-                },
+                at_once: device.at_once(),
             },
             vector,
             channels,
@@ -233,9 +218,10 @@ impl Cut {
             }
             true => (1, device.units.min(ceil_power(len))),
             false => {
-                let span = (GPU_SPAN / vector).min(device.units);
+                let span = (device.tuning.span / vector).min(device.units);
                 let units_c = (span / ceil_power(row)).clamp(1, ceil_power(channels));
-                let units = floor_power((units_c * len / GPU_WORK).max(32)).min(device.units);
+                let units =
+                    floor_power((units_c * len / device.tuning.work).max(32)).min(device.units);
                 (units_c.min(units), units)
             }
         };
@@ -247,10 +233,7 @@ impl Cut {
                 units,
                 plane: device.plane,
                 backwards: !device.software,
-                at_once: match device.software {
-                    true => 1,
-                    false => GPU_AT_ONCE,
-                },
+                at_once: device.at_once(),
             },
             vector,
             channels,
@@ -277,7 +260,7 @@ impl Cut {
     fn split(mut self, wanted: usize, device: &Device) -> Self {
         let work = match device.software {
             true => CPU_WORK,
-            false => GPU_WORK,
+            false => device.tuning.work,
         };
         let steps = self.len.div_ceil(self.lanes());
         let splits = wanted.min(steps / work).max(steps.div_ceil(MOST_STEPS));

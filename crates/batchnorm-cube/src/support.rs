@@ -6,7 +6,7 @@ use cubecl::features::TypeUsage;
 use cubecl::ir::DeviceProperties;
 
 use crate::device::Device;
-use crate::strategy::{Cut, FEW_SPLITS};
+use crate::strategy::Cut;
 use crate::{Error, Problem};
 
 /// What [`supports`] is asked about.
@@ -182,7 +182,7 @@ pub(crate) fn route(
         return Ok(Route::Whole);
     }
     match needs.few {
-        Some(few) if splits <= FEW_SPLITS && few <= device.bindings => Ok(Route::Few),
+        Some(few) if splits <= device.tuning.few_splits && few <= device.bindings => Ok(Route::Few),
         _ => bindings(device, needs.many, name).map(|()| Route::Many),
     }
 }

@@ -102,7 +102,7 @@ pub struct NetworkArgs {
     /// Images: `embedded`, a folder with the four IDX files, or `mnist` to download [default: embedded]
     #[arg(long, value_name = "DIR|mnist|embedded")]
     pub data: Option<String>,
-    /// auto, flex, ndarray, wgpu, wgpu:INDEX or wgpu:cpu; see `devices` [default: auto]
+    /// auto, flex, ndarray, wgpu, wgpu:INDEX, wgpu:cpu, cuda or cuda:INDEX; see `devices` [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Devices by name: `auto`, `flex`, `ndarray`, `wgpu`, `wgpu:INDEX`, `wgpu:cpu`.
+//! Devices by name: `auto`, `flex`, `ndarray`, `wgpu`, `wgpu:INDEX`, `wgpu:cpu`, `cuda`, `cuda:INDEX`.
 //!
 //! | name         | device |
 //! |--------------|--------|
@@ -7,7 +7,9 @@
 //! | `wgpu:0`, .. | the hardware GPUs in the order of `devices`: discrete, integrated, virtual, other |
 //! | `wgpu:cpu`   | an adapter that computes on the CPU (lavapipe, WARP), for tests without a GPU |
 //! | `wgpu`       | `wgpu:0` if there is a GPU, else `wgpu:cpu` |
-//! | `auto`       | `wgpu:0` if there is a GPU, else `flex`: never an adapter that computes on the CPU |
+//! | `cuda:0`, .. | NVIDIA cards through CUDA, where the feature `cuda` is compiled in (`docs/cuda.md`) |
+//! | `cuda`       | `cuda:0` |
+//! | `auto`       | `cuda:0`, else `wgpu:0` if there is a GPU, else `flex`: never an adapter that computes on the CPU |
 
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::Device;
@@ -62,55 +64,51 @@ impl NamedDevice {
 /// Finds the device called `name` and opens it.
 pub fn resolve(name: &str) -> Result<NamedDevice> {
     let wanted = name.to_ascii_lowercase();
-    let index = wanted
-        .strip_prefix("wgpu:")
-        .and_then(|index| index.parse::<usize>().ok());
-    let feature = match wanted.as_str() {
-        "auto" => {
-            let first = adapters()
-                .into_iter()
-                .find(|adapter| adapter.name != SOFTWARE);
-            let device = first.or_else(|| cpus().into_iter().next());
-            return device
+    let (runtime, index) = match wanted.split_once(':') {
+        Some((runtime, index)) => (runtime, Some(index)),
+        None => (wanted.as_str(), None),
+    };
+    let indexed = index.is_none_or(|index| index.parse::<usize>().is_ok());
+    let compiled = match runtime {
+        "auto" if index.is_none() => {
+            let gpus = cards().into_iter().chain(adapters());
+            let first = gpus.chain(cpus()).find(|device| device.name != SOFTWARE);
+            return first
                 .ok_or_else(|| anyhow!("no backend is compiled in"))?
                 .open();
         }
-        "flex" | "ndarray" => wanted.as_str(),
-        "wgpu" | SOFTWARE => "wgpu",
-        _ if index.is_some() => "wgpu",
+        "flex" if index.is_none() => cfg!(feature = "flex"),
+        "ndarray" if index.is_none() => cfg!(feature = "ndarray"),
+        "wgpu" if indexed || wanted == SOFTWARE => cfg!(feature = "wgpu"),
+        "cuda" if indexed => cfg!(feature = "cuda"),
         _ => bail!("unknown device `{name}`. {}", available()),
-    };
-    let compiled = match feature {
-        "flex" => cfg!(feature = "flex"),
-        "ndarray" => cfg!(feature = "ndarray"),
-        _ => cfg!(feature = "wgpu"),
     };
     if !compiled {
         bail!(
-            "`{name}` is not compiled in: build with `--features {feature}`. {}",
+            "`{name}` is not compiled in: build with `--features {runtime}`. {}",
             available()
         );
     }
-    if feature != "wgpu" {
-        let cpu = cpus().into_iter().find(|cpu| cpu.name == wanted);
-        return cpu.ok_or_else(|| anyhow!("no device `{name}`"));
-    }
-    let adapters = adapters();
-    let gpus = adapters
-        .iter()
-        .filter(|adapter| adapter.name != SOFTWARE)
-        .count();
-    let reason = match (adapters.len(), gpus) {
-        (0, _) => {
+    let devices = match runtime {
+        "wgpu" => adapters(),
+        "cuda" => cards(),
+        _ => cpus(),
+    };
+    let gpus = devices.iter().filter(|device| device.name != SOFTWARE);
+    let reason = match (runtime, devices.len(), gpus.count()) {
+        ("cuda", 0, _) => "there is no NVIDIA card, or its driver is missing".to_string(),
+        (_, 0, _) => {
             "there is no graphics adapter (no Vulkan, Metal, DirectX or OpenGL driver)".into()
         }
-        (_, 0) => "there is no hardware GPU".to_string(),
+        (_, _, 0) => "there is no hardware GPU".to_string(),
         _ if wanted == SOFTWARE => "no adapter computes on the CPU".to_string(),
-        _ => format!("the GPUs are numbered 0 to {}", gpus - 1),
+        (_, _, gpus) => format!("the GPUs are numbered 0 to {}", gpus - 1),
     };
-    // GPUs come first, so that plain `wgpu` is the best of all.
-    let mut adapters = adapters.into_iter();
-    let found = adapters.find(|adapter| wanted == "wgpu" || adapter.name == wanted);
+    // GPUs come first, the best of them before the others.
+    let first = matches!(wanted.as_str(), "wgpu" | "cuda");
+    let found = devices
+        .into_iter()
+        .find(|device| first || device.name == wanted);
     found
         .ok_or_else(|| anyhow!("no device `{name}`: {reason}. {}", available()))?
         .open()
@@ -118,9 +116,8 @@ pub fn resolve(name: &str) -> Result<NamedDevice> {
 
 /// All devices of this machine that this program can use, with the names of the adapters.
 pub fn list() -> Vec<NamedDevice> {
-    cpus()
+    all()
         .into_iter()
-        .chain(adapters())
         .filter_map(|device| device.open().ok())
         .collect()
 }
@@ -139,11 +136,17 @@ pub(crate) fn table(devices: &[NamedDevice]) -> String {
 
 /// The names for error messages. Opens nothing.
 fn available() -> String {
-    let devices = cpus().into_iter().chain(adapters());
-    let names: Vec<String> = devices
+    let names: Vec<String> = all()
+        .iter()
         .map(|device| format!("{} ({})", device.name, device.kind))
         .collect();
     format!("This machine has: {}", names.join(", "))
+}
+
+/// Without opening them.
+fn all() -> Vec<NamedDevice> {
+    let gpus = adapters().into_iter().chain(cards());
+    cpus().into_iter().chain(gpus).collect()
 }
 
 // Burn 0.22 marks ndarray deprecated; it is here to be compared with.
@@ -164,6 +167,28 @@ fn cpus() -> Vec<NamedDevice> {
         #[cfg(feature = "ndarray")]
         cpu("ndarray", Device::ndarray()),
     ]
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cards() -> Vec<NamedDevice> {
+    Vec::new()
+}
+
+/// NVIDIA cards as CUDA numbers them. Asking is safe without a driver: the answer is empty.
+#[cfg(feature = "cuda")]
+fn cards() -> Vec<NamedDevice> {
+    use burn::tensor::DeviceType;
+    let found = catch(|| Device::enumerate(DeviceType::Cuda).into_vec()).unwrap_or_default();
+    let named = found
+        .into_iter()
+        .enumerate()
+        .map(|(at, device)| NamedDevice {
+            name: format!("cuda:{at}"),
+            kind: "NVIDIA card",
+            adapter: String::new(),
+            device,
+        });
+    named.collect()
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -239,7 +264,8 @@ mod tests {
             assert_eq!(resolve(name).expect("flex").name, "flex");
         }
         for name in [
-            "", "cuda", "wgpu:", "wgpu:-1", "wgpu:one", "flex:0", "wgpu:0:1",
+            "", "gpu", "wgpu:", "wgpu:-1", "wgpu:one", "flex:0", "auto:0", "wgpu:0:1", "cuda:",
+            "cuda:x", "cuda:cpu",
         ] {
             let text = resolve(name).expect_err("not a device here").to_string();
             assert!(text.contains(&format!("unknown device `{name}`")), "{text}");
@@ -258,9 +284,36 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn what_is_not_compiled_in_says_how_to_build_it() {
+        for name in ["cuda", "cuda:1", "CUDA:0"] {
+            let text = resolve(name).expect_err("no CUDA here").to_string();
+            assert!(
+                text.contains(&format!("`{name}` is not compiled in")),
+                "{text}"
+            );
+            assert!(text.contains("--features cuda"), "{text}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn a_card_beyond_the_last_is_refused() {
+        let text = resolve("cuda:99")
+            .expect_err("no hundred cards")
+            .to_string();
+        assert!(text.contains("no device `cuda:99`"), "{text}");
+    }
+
+    #[test]
     fn auto_never_takes_a_software_adapter() {
         let device = resolve("auto").expect("flex at least");
         let gpu = adapters().iter().any(|adapter| adapter.name != SOFTWARE);
-        assert_eq!(device.name, if gpu { "wgpu:0" } else { "flex" });
+        let expected = match (cards().is_empty(), gpu) {
+            (false, _) => "cuda:0",
+            (true, true) => "wgpu:0",
+            (true, false) => "flex",
+        };
+        assert_eq!(device.name, expected);
     }
 }

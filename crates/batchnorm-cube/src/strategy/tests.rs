@@ -1,7 +1,8 @@
 //! Cuts of all kinds of shapes, for both kinds of devices.
 
 use super::*;
-use crate::device::{CPU_CUBES, GPU_CUBES};
+use crate::device::CPU_CUBES;
+use crate::tuning::Tuning;
 use crate::{Element, Layout};
 
 fn device(software: bool) -> Device {
@@ -9,13 +10,18 @@ fn device(software: bool) -> Device {
         software,
         units: if software { 8 } else { 256 },
         plane: if software { 1 } else { 32 },
-        cubes: if software { CPU_CUBES } else { 132 * GPU_CUBES },
+        cubes: if software {
+            CPU_CUBES
+        } else {
+            132 * Tuning::CHOSEN.cubes
+        },
         bindings: 31,
         shared: 32 << 10,
         buffer: u64::MAX,
         grid: [65_535; 3],
         vector: 4,
         pairs: software,
+        tuning: Tuning::CHOSEN,
     }
 }
 
@@ -84,7 +90,7 @@ fn no_walk_is_long() {
                     let steps = cut.steps();
                     assert!(steps <= MOST_STEPS, "{problem:?}: {steps} of {cut:?}");
                     let blocks = steps.div_ceil(64);
-                    assert!(3 * (steps + blocks) + FEW_SPLITS < 65_535 / 2);
+                    assert!(3 * (steps + blocks) + device.tuning.few_splits < 65_535 / 2);
                     let finish = Cut::finish(cut.splits(), channels, &device);
                     assert!(finish.steps() < 65_535 / 2, "{problem:?}: {finish:?}");
                 }

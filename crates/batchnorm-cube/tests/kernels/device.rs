@@ -9,17 +9,30 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::wgpu::wgpu::hal::{Instance as _, api::Vulkan};
 use cubecl::wgpu::wgpu::{self, AdapterInfo, DeviceType, Features, Limits};
-use cubecl::wgpu::{RuntimeOptions, WgpuDeviceKind, WgpuSetup, init_device};
-use half::f16;
+use cubecl::wgpu::{RuntimeOptions, WgpuSetup, init_device};
+use half::{bf16, f16};
 
-/// The software adapter, or none.
+use crate::runtime::DeviceName;
+
+/// The device that the environment asks for, by the names in `runtime.rs`.
+fn asked() -> Option<String> {
+    std::env::var("BATCHNORM_DEVICE").ok()
+}
+
+/// The device of `BATCHNORM_DEVICE`; where it is not set, the software adapter, or none.
+///
+/// # Panics
+///
+/// Panics where the device that was asked for is not there.
 pub fn client() -> Option<Client> {
     static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
     CLIENT
         .get_or_init(|| {
-            let client = Device::wgpu(WgpuDeviceKind::Cpu)
-                .ok()
-                .map(|device| device.client());
+            if let Some(name) = asked() {
+                let client = name.parse::<DeviceName>().and_then(DeviceName::client);
+                return Some(client.unwrap_or_else(|error| panic!("BATCHNORM_DEVICE: {error}")));
+            }
+            let client = DeviceName::Software.client().ok();
             if client.is_none() {
                 let required = std::env::var("BATCHNORM_REQUIRE_GPU").is_ok_and(|v| v == "1");
                 assert!(
@@ -33,15 +46,24 @@ pub fn client() -> Option<Client> {
         .clone()
 }
 
-/// The software adapter with plane operations, or none.
+/// Whether the device computes on the CPU: how often its kernels launch is known.
+pub fn is_software(client: &Client) -> bool {
+    client.properties().identity.physical.is_none()
+}
+
+/// The device with plane operations, or none.
 ///
 /// Mesa's has them, but CubeCL leaves them out where an adapter says that it is a CPU.
 pub fn client_with_planes() -> Option<Client> {
     static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
     CLIENT
         .get_or_init(|| {
-            let client = altered(|info, _, _| info.device_type = DeviceType::Other)
-                .filter(|client| client.properties().features.plane.contains(Plane::Ops));
+            let client = match asked() {
+                Some(_) => client(),
+                None => altered(|info, _, _| info.device_type = DeviceType::Other),
+            };
+            let client =
+                client.filter(|client| client.properties().features.plane.contains(Plane::Ops));
             if client.is_none() {
                 eprintln!("skipped: the adapter has no subgroups");
             }
@@ -60,8 +82,12 @@ pub fn client_with_bindings(bindings: u32) -> Option<Client> {
     altered(|_, _, limits| limits.max_storage_buffers_per_shader_stage = bindings)
 }
 
-/// The software adapter, with something changed of what it says about itself.
+/// The software adapter, with something changed of what it says about itself; none where another device was asked for.
 fn altered(change: impl FnOnce(&mut AdapterInfo, &mut Features, &mut Limits)) -> Option<Client> {
+    if let Some(name) = asked() {
+        eprintln!("skipped: {name} is taken as it is");
+        return None;
+    }
     // Vulkan's loader does not like instances that come at the same time: CubeCL's first, then one of these after the other.
     client()?;
     static TURN: Mutex<()> = Mutex::new(());
@@ -115,8 +141,11 @@ pub fn upload(client: &Client, element: Element, values: &[f64]) -> Handle {
             .iter()
             .flat_map(|v| f16::from_f64(*v).to_ne_bytes())
             .collect(),
+        Element::Bf16 => values
+            .iter()
+            .flat_map(|v| bf16::from_f64(*v).to_ne_bytes())
+            .collect(),
         Element::F64 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-        other => panic!("no test data of {other:?}"),
     };
     client.create_from_slice(&bytes)
 }
@@ -135,11 +164,14 @@ pub fn download(client: &Client, element: Element, handle: &Handle) -> Vec<f64> 
             .chunks_exact(2)
             .map(|b| f16::from_ne_bytes(b.try_into().unwrap()).into())
             .collect(),
+        Element::Bf16 => bytes
+            .chunks_exact(2)
+            .map(|b| bf16::from_ne_bytes(b.try_into().unwrap()).into())
+            .collect(),
         Element::F64 => bytes
             .chunks_exact(8)
             .map(|b| f64::from_ne_bytes(b.try_into().unwrap()))
             .collect(),
-        other => panic!("no test data of {other:?}"),
     }
 }
 
@@ -183,8 +215,9 @@ fn place(layout: Layout, i: usize) -> usize {
 pub fn rounded(element: Element, values: Vec<f64>) -> Vec<f64> {
     let round = |v: f64| match element {
         Element::F16 => f16::from_f64(v).to_f64(),
+        Element::Bf16 => bf16::from_f64(v).to_f64(),
         Element::F64 => v,
-        _ => v as f32 as f64,
+        Element::F32 => v as f32 as f64,
     };
     values.into_iter().map(round).collect()
 }

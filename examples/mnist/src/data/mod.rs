@@ -270,6 +270,7 @@ mod tests {
 
     #[cfg(feature = "download")]
     #[test]
+    #[cfg(feature = "download")]
     fn the_cause_of_a_failed_download_is_the_innermost_message() {
         let panic = r#"called `Result::unwrap()` on an `Err` value: Error { source: Dns { error: "no such name" } }"#;
         assert_eq!(cause(panic), "no such name");

@@ -10,7 +10,12 @@ fn early_failures_write_nothing() {
         (
             "--device cuda",
             1,
-            "unknown device `cuda`|flex (CPU)|ndarray (CPU)",
+            "`cuda` is not compiled in: build with `--features cuda`|flex (CPU)|ndarray (CPU)",
+        ),
+        (
+            "--device gpu",
+            1,
+            "unknown device `gpu`|flex (CPU)|ndarray (CPU)",
         ),
         ("--device wgpu:77", 1, "no device `wgpu:77`|flex (CPU)"),
         ("--data no/such/folder", 1, "no/such/folder|four IDX files"),

@@ -268,7 +268,6 @@ mod tests {
         assert_eq!(known_names(&[1, 2, 3]), DIGITS);
     }
 
-    #[cfg(feature = "download")]
     #[test]
     #[cfg(feature = "download")]
     fn the_cause_of_a_failed_download_is_the_innermost_message() {

@@ -87,7 +87,8 @@ impl<A: Accum> WeightMap<A> {
     /// Whether the weights of a row of `cols` columns must be spread out.
     #[inline(always)]
     pub(super) fn are_spread(&self, cols: usize) -> bool {
-        !self.in_order(cols) && !(self.period == 1 && self.fused == 1)
+        let same = self.period == 1 && self.fused == 1;
+        !(same || self.in_order(cols))
     }
 
     /// Whether they lie in memory as the columns do: within a period; and where every position has its own, rows that are read as one follow each

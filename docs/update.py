@@ -118,7 +118,7 @@ def speed_in_words():
     inference = ratios(files[0], "inference").values()
     return (f"- **Fast**: forward + backward on the CPU (flex) takes {mean(torch.values()):.1f} times as long with PyTorch 2.15 and "
             f"{mean(burn.values()):.1f} times with burn-nn, geometric means of\n  {len(torch)} shapes, with PyTorch at least "
-            f"{min(torch.values()):.1f} times on each; on software Vulkan {mean(wgpu.values()):.1f} times with burn-nn. In inference "
+            f"{min(torch.values()):.2f} times on each; on software Vulkan {mean(wgpu.values()):.1f} times with burn-nn. In inference "
             f"PyTorch was faster\n  on {sum(ratio < 1 for ratio in inference)} of {len(inference)} shapes. {source(*files)}\n"
             "  ([benchmarks](docs/benchmarks.md)).")
 

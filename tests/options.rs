@@ -4,7 +4,9 @@ use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_batchnorm::functional::{self, Epilogue};
-use burn_batchnorm::{Averaging, BatchNormConfig, Bound, Reference, Renorm, SingleValue, Variance};
+use burn_batchnorm::{
+    Averaging, BatchNormConfig, Bound, Reference, Renorm, SingleValue, Statistics, Variance,
+};
 
 use crate::common::{assert_close, random, values, vector};
 
@@ -209,6 +211,26 @@ fn presets_are_those_of_their_frameworks() {
     };
     assert_eq!(paper.r_max, ramp(1.0, 3.0, 40_000));
     assert_eq!(paper.d_max, ramp(0.0, 5.0, 25_000));
+}
+
+/// What is infinite once it is rounded to the type computed in.
+#[test]
+fn numbers_beyond_f32_are_refused() {
+    let device = Device::flex();
+    let config = BatchNormConfig::new(2);
+    let refused = |config: BatchNormConfig| config.try_init(&device).map(drop).unwrap_err();
+    let epsilon = refused(config.clone().with_epsilon(1e39));
+    assert_eq!(epsilon.name(), "Epsilon");
+    assert!(
+        epsilon.to_string().contains("at most its largest"),
+        "{epsilon}"
+    );
+    let renorm = Renorm {
+        r_min: Some(1e39),
+        ..Renorm::keras()
+    };
+    let r_min = refused(config.with_statistics(Statistics::Renorm(renorm)));
+    assert_eq!(r_min.name(), "Invalid");
 }
 
 #[test]

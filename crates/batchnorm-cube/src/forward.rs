@@ -66,6 +66,7 @@ pub fn train_weighted(
     };
     step.run(client, problem, epsilon)
 }
+
 /// The statistics of every channel: `center`, `[3][channels]`, gets the mean, what rounding took from it, and the biased variance.
 ///
 /// One launch where a channel is one cube's, else two.

@@ -16,7 +16,7 @@ pub enum BatchNormError {
     /// `epsilon` cannot keep the division finite.
     #[error(
         "epsilon must be finite and positive. Got {epsilon}, expected at least {smallest:e}, the \
-         smallest normal value of the type computed in: use a value such as the default 1e-5."
+         smallest normal value of the type computed in, and at most its largest: use a value such as the default 1e-5."
     )]
     Epsilon {
         /// The value found.

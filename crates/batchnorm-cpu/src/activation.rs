@@ -105,6 +105,7 @@ impl<A: Accum> Applied<A> {
     /// Refuses parameters that are not finite, or not in order, once they are rounded to `A`.
     pub(crate) fn new(activation: Activation) -> Result<Self, Error> {
         let pieces = |low, slope, offset, high| Self::Pieces(Pieces::new(low, slope, offset, high));
+        let exponential = |curve| Self::Curve(Curve::Exponential(curve));
         let valid = match activation {
             Activation::Clamp { min, max } => min <= max,
             Activation::LeakyRelu(slope) => A::from_f64(slope).to_f64().is_finite(),
@@ -123,12 +124,12 @@ impl<A: Accum> Applied<A> {
             Activation::LeakyRelu(slope) => pieces(0.0, slope, 0.0, f64::NAN),
             Activation::Relu6 => pieces(0.0, 0.0, 0.0, 6.0),
             Activation::Clamp { min, max } => pieces(min, 0.0, min, max),
-            Activation::Silu => Self::Curve(Curve::Silu),
-            Activation::Gelu => Self::Curve(Curve::Gelu),
-            Activation::GeluTanh => Self::Curve(Curve::GeluTanh),
+            Activation::Silu => exponential(Exponential::Silu),
+            Activation::Gelu => exponential(Exponential::Gelu),
+            Activation::GeluTanh => exponential(Exponential::GeluTanh),
             Activation::HardSwish => Self::Curve(Curve::HardSwish),
-            Activation::Sigmoid => Self::Curve(Curve::Sigmoid),
-            Activation::Tanh => Self::Curve(Curve::Tanh),
+            Activation::Sigmoid => exponential(Exponential::Sigmoid),
+            Activation::Tanh => exponential(Exponential::Tanh),
         })
     }
 }
@@ -136,10 +137,16 @@ impl<A: Accum> Applied<A> {
 /// The activations that are not piecewise linear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Curve {
+    HardSwish,
+    Exponential(Exponential),
+}
+
+/// Those that are made of an exponential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exponential {
     Silu,
     Gelu,
     GeluTanh,
-    HardSwish,
     Sigmoid,
     Tanh,
 }

@@ -231,7 +231,7 @@ impl<E: Element> Backward<'_, E> {
         let finish = |Reduced { range, pairs, .. }: Reduced<'_>,
                       arrays: &mut PerChannel<'_, E::Accum>| {
             let mean_lo = mean_lo.map(|low| &low[range.clone()]);
-            gradients(n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
+            gradients(|_| n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
             Next::Done
         };
         if !(of_batch || parameters) {
@@ -244,10 +244,10 @@ impl<E: Element> Backward<'_, E> {
     }
 }
 
-/// What follows from the two sums of channels: the gradients of gamma and beta, if wanted, and b and c.
+/// What follows from the two sums of channels of `count` values, or weights, each: the gradients of gamma and beta, if wanted, and b and c.
 #[inline(always)]
-fn gradients<A: Accum>(
-    n: f64,
+pub(crate) fn gradients<A: Accum>(
+    count: impl Fn(usize) -> f64,
     [sums, products]: [&[f64]; 2],
     mean_lo: Option<&[A]>,
     inv_std: &[A],
@@ -269,7 +269,8 @@ fn gradients<A: Accum>(
         if let Some(beta_grad) = beta_grad.get_mut(i) {
             *beta_grad = A::from_f64(sums[i]);
         }
-        if of_batch {
+        let n = count(i);
+        if of_batch && n > 0.0 {
             let a = scale[i].to_f64();
             let slope = -(product / n * s) * s * a;
             let through_low = if low == 0.0 { 0.0 } else { slope * low };

@@ -24,7 +24,7 @@ use crate::tiling::{Direction, Tiling};
 use crate::{Element, Layout};
 
 thread_local! {
-    /// The partials of the last shared reduction of this thread: some hundred kilobytes, for which an allocator would ask the system anew at each call,
+    /// The partials of the last reduction of this thread: some hundred kilobytes, for which an allocator would ask the system anew at each call,
     /// and touch every page for the first time.
     static PAIRS: Cell<[Vec<f64>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
@@ -93,7 +93,8 @@ pub(crate) fn reduce<E: Element, R: Reduction<E>>(
     finish: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next + Sync,
 ) {
     let call = Call::new::<E>(layout, 2);
-    call.reduce_shared(&tile, reduction, &mut arrays, &finish);
+    let all = 0..layout.channels();
+    call.reduce_channels(&tile, all, call.threads, reduction, &mut arrays, &finish);
 }
 
 /// A reduction, then a kernel that writes. `between` sets its parameters, and results.
@@ -114,7 +115,14 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
     let channels = tiling.layout().channels();
     let group = tiling.group::<E>(*threads, tensors);
     if *threads > 1 && channels.div_ceil(group) < 2 * threads {
-        call.reduce_shared(&tile, reduction, &mut arrays, &between);
+        call.reduce_channels(
+            &tile,
+            0..channels,
+            *threads,
+            reduction,
+            &mut arrays,
+            &between,
+        );
         let params = std::array::from_fn(|i| &*arrays[i]);
         let parts = from_the_middle(parts(&call.tiling, call.threads, tile, params));
         return call.apply_parts(parts.into_iter(), kernel);
@@ -129,39 +137,13 @@ pub(crate) fn reduce_then_apply<E: Element, R: Reduction<E>, K: Kernel<E::Accum>
         rest = Some((right, others));
         (range, tile, arrays)
     });
-    let state = || (Scratch::new(), [(); 2].map(|()| Vec::new()));
     for_each(
         groups,
         *threads,
-        state,
-        |(scratch, pairs), (range, mut tile, mut arrays)| {
-            let channels = range.len();
-            let partials = tiling.partials();
+        Scratch::new,
+        |scratch, (range, mut tile, mut arrays)| {
+            call.reduce_channels(&tile, range, 1, reduction, &mut arrays, &between);
             let grid = tile.grid();
-            for reading in 1..=READINGS {
-                for pairs in &mut *pairs {
-                    pairs.clear();
-                    pairs.resize(channels * partials.max(1), 0.0);
-                }
-                let [first, second] = &mut *pairs;
-                for partial in 0..partials {
-                    let slots = partial * channels..(partial + 1) * channels;
-                    isa.run(Reduce {
-                        tile: tile.view(0..grid.rows, 0..grid.cols),
-                        tiling,
-                        partial,
-                        reduction,
-                        params: std::array::from_fn(|i| &*arrays[i]),
-                        scratch,
-                        out: [&mut first[slots.clone()], &mut second[slots]],
-                    });
-                }
-                let pairs = [&mut first[..], &mut second[..]];
-                let (range, last) = (range.clone(), reading == READINGS);
-                if call.finish::<E, R>(pairs, range, last, &mut arrays, &between) == Next::Done {
-                    break;
-                }
-            }
             isa.run(Apply {
                 tile: tile.window(0..grid.rows, 0..grid.cols),
                 direction: tiling.direction(),
@@ -202,23 +184,21 @@ impl Call {
         next
     }
 
-    /// A reduction whose partials all threads share.
-    fn reduce_shared<E: Element, R: Reduction<E>>(
+    /// A reduction of the channels of a range, which `tile` and `arrays` are cut to. The threads share the partials.
+    fn reduce_channels<E: Element, R: Reduction<E>>(
         &self,
         tile: &Tile<'_, E>,
+        range: Range<usize>,
+        threads: usize,
         reduction: R,
         arrays: &mut PerChannel<'_, E::Accum>,
         then: impl Fn(Reduced<'_>, &mut PerChannel<'_, E::Accum>) -> Next,
     ) {
-        let Self {
-            tiling,
-            isa,
-            threads,
-        } = self;
-        let (channels, inner) = (tiling.layout().channels(), tiling.inner());
+        let Self { tiling, isa, .. } = self;
+        let (channels, inner) = (range.len(), tiling.inner());
         let partials = tiling.partials();
         let mut pairs = PAIRS.take();
-        let group = tiling.group::<E>(*threads, 2);
+        let group = tiling.group::<E>(threads, 2);
         let rows = tile.grid().rows;
         for reading in 1..=READINGS {
             for pairs in &mut pairs {
@@ -240,7 +220,7 @@ impl Call {
                 });
                 for_each(
                     tasks,
-                    *threads,
+                    threads,
                     Scratch::new,
                     |scratch, (partial, start, out)| {
                         let range = start..start + out.0.len();
@@ -257,7 +237,7 @@ impl Call {
                 );
             }
             let (pairs, last) = ([&mut first[..], &mut second[..]], reading == READINGS);
-            if self.finish::<E, R>(pairs, 0..channels, last, arrays, &then) == Next::Done {
+            if self.finish::<E, R>(pairs, range.clone(), last, arrays, &then) == Next::Done {
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! The activations that are not piecewise linear, and the exponential function that they are made of, register by register.
+//! The activations that are not piecewise linear, register by register.
 //!
 //! | activation | value | derivative |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //!
 //! `s(v) = 1 / (1 + exp(-v))` is the logistic function, `p` the density of the standard normal and `P` its distribution function. (`1 + tanh(v) = 2 s(2 v)`.)
 //!
-//! Everything comes from `e = exp(-t)` with `t >= 0`, which cannot overflow, in forms that nothing cancels in, so that also the tails have all their
+//! All but hard swish come from `e = exp(-t)` with `t >= 0`, which cannot overflow, in forms that nothing cancels in, so that also the tails have all their
 //! digits:
 //!
 //! ```text
@@ -22,10 +22,6 @@
 //! ```
 //!
 //! Far out `e` is exactly 0, and a factor of 0 selects 0: `z` may be infinite. NaN stays NaN.
-//!
-//! **Exponential.** `-t = n ln(2) + r` with `|r| <= ln(2) / 2`, where `n ln(2)` is subtracted in two parts (Cody and Waite), the first of which has so few
-//! digits that its product is exact. `q = exp(r) - 1` is the Taylor polynomial, whose remainder is below half a unit: `0.35^8 / 8!` is 6e-9, `0.35^14 / 14!` 5e-18.
-//! Then `e = 2^n (1 + q)` and `1 - e = (1 - 2^n) - 2^n q`. The power of two is applied in two halves, since its exponent may leave the normal range.
 //!
 //! **Upper tail of the normal distribution.** `R(y) = exp(y^2 / 2) Q(y)`, that is `erfcx(y / sqrt(2)) / 2`, is `w` times a polynomial in `2 w - 1`, where `w = k / (k + y)`
 //! maps 0 to infinity onto 1 to 0 (the substitution of Shepherd and Laframboise, Mathematics of Computation 36, 1981). The coefficients are those of
@@ -40,20 +36,48 @@
 
 use macerator::{Simd, WithSimd};
 
+use super::exponential::{constant, exponential, polynomial};
 use super::lanes::Reg;
 use crate::Accum;
-use crate::activation::Curve;
+use crate::activation::{Curve, Exponential};
 
-/// Applies a curve, or its derivative, to a register.
+/// A curve's value at each lane of a register.
+#[inline(always)]
+pub(super) fn value<S: Simd, A: Accum>(curve: Curve, z: Reg<S, A>) -> Reg<S, A> {
+    match curve {
+        Curve::HardSwish => {
+            let share = (z + constant(3.0)) * constant(1.0 / 6.0);
+            hard::<S, A>(z, z, z * share)
+        }
+        Curve::Exponential(curve) => call::<S, A>(curve, z, false),
+    }
+}
+
+/// A curve's derivative at each lane of a register.
+#[inline(always)]
+pub(super) fn derivative<S: Simd, A: Accum>(curve: Curve, z: Reg<S, A>) -> Reg<S, A> {
+    match curve {
+        Curve::HardSwish => {
+            let sloped = z.mul_add(constant(1.0 / 3.0), constant(0.5));
+            hard::<S, A>(z, constant(1.0), sloped)
+        }
+        Curve::Exponential(curve) => call::<S, A>(curve, z, true),
+    }
+}
+
+/// 0 up to z = -3, `inside` up to 3, then `above`.
+#[inline(always)]
+fn hard<S: Simd, A: Accum>(z: Reg<S, A>, above: Reg<S, A>, inside: Reg<S, A>) -> Reg<S, A> {
+    let lower = z.le(constant(-3.0)).select(constant(0.0), inside);
+    z.ge(constant(3.0)).select(above, lower)
+}
+
+/// Curves that are made of an exponential.
 ///
 /// A call, and not inlined: the function is compiled once per instruction set, not at each of the hundred places that a kernel's loops have for a
 /// step, and what the call costs is little against an exponential.
 #[inline(always)]
-pub(super) fn call<S: Simd, A: Accum>(
-    curve: Curve,
-    mut z: Reg<S, A>,
-    derivative: bool,
-) -> Reg<S, A> {
+fn call<S: Simd, A: Accum>(curve: Exponential, mut z: Reg<S, A>, derivative: bool) -> Reg<S, A> {
     let lanes = (&raw mut z).cast::<A>();
     // SAFETY: the code around this call runs only on processors that have the instruction set `S`. The lanes are those of a register of it.
     unsafe {
@@ -67,7 +91,7 @@ pub(super) fn call<S: Simd, A: Accum>(
 }
 
 struct Apply<A> {
-    curve: Curve,
+    curve: Exponential,
     derivative: bool,
     /// The argument, then the result: valid for reading and writing a register's lanes of the instruction set that this is run with.
     lanes: *mut A,
@@ -101,26 +125,21 @@ struct Parts<S: Simd, A: Accum> {
     rest: Reg<S, A>,
 }
 
-#[inline(always)]
-fn constant<S: Simd, A: Accum>(value: f64) -> Reg<S, A> {
-    A::from_f64(value).splat()
-}
-
 /// `sqrt(8 / pi)`, and that times 0.044715.
 const STEEPNESS: f64 = 1.595_769_121_605_731;
 const CUBIC: f64 = 0.071_354_816_272_600_26;
 
 impl<S: Simd, A: Accum> Parts<S, A> {
     #[inline(always)]
-    fn new(curve: Curve, z: Reg<S, A>) -> Self {
+    fn new(curve: Exponential, z: Reg<S, A>) -> Self {
         let v = match curve {
-            Curve::Silu | Curve::Sigmoid | Curve::HardSwish => z,
-            Curve::GeluTanh => z * (z * z).mul_add(constant(CUBIC), constant(STEEPNESS)),
-            Curve::Tanh => z + z,
-            Curve::Gelu => magnitude(z),
+            Exponential::Silu | Exponential::Sigmoid => z,
+            Exponential::GeluTanh => z * (z * z).mul_add(constant(CUBIC), constant(STEEPNESS)),
+            Exponential::Tanh => z + z,
+            Exponential::Gelu => magnitude(z),
         };
         let (t, low) = match curve {
-            Curve::Gelu => half_square(v),
+            Exponential::Gelu => half_square(v),
             _ => (magnitude(v), constant(0.0)),
         };
         let (e, rest) = exponential(t, low);
@@ -128,42 +147,34 @@ impl<S: Simd, A: Accum> Parts<S, A> {
     }
 
     #[inline(always)]
-    fn value(&self, curve: Curve) -> Reg<S, A> {
+    fn value(&self, curve: Exponential) -> Reg<S, A> {
         match curve {
-            Curve::Silu | Curve::GeluTanh => or_zero(self.logistic(), self.z),
-            Curve::Gelu => or_zero(self.normal(), self.z),
-            Curve::Sigmoid => self.logistic(),
-            Curve::Tanh => {
+            Exponential::Silu | Exponential::GeluTanh => or_zero(self.logistic(), self.z),
+            Exponential::Gelu => or_zero(self.normal(), self.z),
+            Exponential::Sigmoid => self.logistic(),
+            Exponential::Tanh => {
                 let one = constant::<S, A>(1.0);
                 let size = self.rest / (one + self.e);
                 let negative = self.z.lt(constant(0.0));
                 negative.select(constant::<S, A>(0.0) - size, size)
             }
-            Curve::HardSwish => {
-                let share = (self.z + constant(3.0)) * constant(1.0 / 6.0);
-                self.hard(self.z, self.z * share)
-            }
         }
     }
 
     #[inline(always)]
-    fn derivative(&self, curve: Curve) -> Reg<S, A> {
+    fn derivative(&self, curve: Exponential) -> Reg<S, A> {
         match curve {
-            Curve::Silu => self.logistic() + or_zero(self.density(), self.z),
-            Curve::GeluTanh => {
+            Exponential::Silu => self.logistic() + or_zero(self.density(), self.z),
+            Exponential::GeluTanh => {
                 let inner = (self.z * self.z).mul_add(constant(3.0 * CUBIC), constant(STEEPNESS));
                 self.logistic() + or_zero(self.density(), self.z * inner)
             }
-            Curve::Gelu => {
+            Exponential::Gelu => {
                 const HEIGHT: f64 = 0.398_942_280_401_432_7;
                 self.normal() + or_zero(self.e * constant(HEIGHT), self.z)
             }
-            Curve::Sigmoid => self.density(),
-            Curve::Tanh => self.density() * constant(4.0),
-            Curve::HardSwish => {
-                let sloped = self.z.mul_add(constant(1.0 / 3.0), constant(0.5));
-                self.hard(constant(1.0), sloped)
-            }
+            Exponential::Sigmoid => self.density(),
+            Exponential::Tanh => self.density() * constant(4.0),
         }
     }
 
@@ -194,13 +205,6 @@ impl<S: Simd, A: Accum> Parts<S, A> {
         let negative = self.z.lt(constant(0.0));
         negative.select(tail, constant::<S, A>(1.0) - tail)
     }
-
-    /// 0 up to z = -3, `inside` up to 3, then `above`.
-    #[inline(always)]
-    fn hard(&self, above: Reg<S, A>, inside: Reg<S, A>) -> Reg<S, A> {
-        let lower = self.z.le(constant(-3.0)).select(constant(0.0), inside);
-        self.z.ge(constant(3.0)).select(above, lower)
-    }
 }
 
 /// `share * z`, and 0 where the share is 0, whatever z is.
@@ -227,79 +231,6 @@ fn half_square<S: Simd, A: Accum>(y: Reg<S, A>) -> (Reg<S, A>, Reg<S, A>) {
     let coarse = y + constant(grain) - constant(grain);
     let half = constant::<S, A>(0.5);
     (coarse * coarse * half, (y - coarse) * (y + coarse) * half)
-}
-
-/// Coefficients from the highest power down, applied to `x`.
-#[inline(always)]
-fn polynomial<S: Simd, A: Accum>(x: Reg<S, A>, coefficients: &[f64]) -> Reg<S, A> {
-    let mut sum = constant(coefficients[0]);
-    for i in 1..coefficients.len() {
-        sum = x.mul_add(sum, constant(coefficients[i]));
-    }
-    sum
-}
-
-/// `exp(-(t + low))` and 1 less it, for `t >= 0` and a `low` that is small against 1.
-#[inline(always)]
-fn exponential<S: Simd, A: Accum>(t: Reg<S, A>, low: Reg<S, A>) -> (Reg<S, A>, Reg<S, A>) {
-    // Beyond it the result is 0.
-    let most = if A::NARROW { 105.0 } else { 746.0 };
-    let t = t.gt(constant(most)).select(constant(most), t);
-    let n = nearest(t * constant(-std::f64::consts::LOG2_E));
-    let [high, rest] = if A::NARROW { LN_2_32 } else { LN_2_64 };
-    let r = n.mul_add(constant(-high), constant::<S, A>(0.0) - t);
-    let r = n.mul_add(constant(-rest), r) - low;
-    let terms: &[f64] = if A::NARROW { &TAYLOR[6..] } else { &TAYLOR };
-    let q = r * polynomial(r, terms);
-    let half = nearest(n * constant(0.5));
-    let (first, second) = (power_of_two(half), power_of_two(n - half));
-    let scale = first * second;
-    let e = q.mul_add(first, first) * second;
-    (e, (constant::<S, A>(1.0) - scale) - scale * q)
-}
-
-/// `1 / k!` for k from 13 down to 1.
-const TAYLOR: [f64; 13] = [
-    1.0 / 6227020800.0,
-    1.0 / 479001600.0,
-    1.0 / 39916800.0,
-    1.0 / 3628800.0,
-    1.0 / 362880.0,
-    1.0 / 40320.0,
-    1.0 / 5040.0,
-    1.0 / 720.0,
-    1.0 / 120.0,
-    1.0 / 24.0,
-    1.0 / 6.0,
-    1.0 / 2.0,
-    1.0,
-];
-
-/// `ln(2)` in two parts; the first of 9 and of 33 bits, as in Cephes' `expf` and fdlibm's `exp`.
-const LN_2_32: [f64; 2] = [0.693359375, -2.12194440e-4];
-const LN_2_64: [f64; 2] = [6.931_471_803_691_238_2e-1, 1.908_214_929_270_587_7e-10];
-
-/// The nearest whole number, of a magnitude below 2^22: at 1.5 * 2^23 (2^52), whole numbers are all that there is.
-#[inline(always)]
-fn nearest<S: Simd, A: Accum>(v: Reg<S, A>) -> Reg<S, A> {
-    let whole = constant::<S, A>(if A::NARROW { WHOLE_32 } else { WHOLE_64 });
-    v + whole - whole
-}
-
-const WHOLE_32: f64 = 12582912.0;
-const WHOLE_64: f64 = 6755399441055744.0;
-
-/// `2^n` of a whole number that is an exponent of the type: adding it where whole numbers are the last digits leaves it, biased, in the lowest bits,
-/// from where it is shifted into its place.
-#[inline(always)]
-fn power_of_two<S: Simd, A: Accum>(n: Reg<S, A>) -> Reg<S, A> {
-    if A::NARROW {
-        let biased = n + constant(WHOLE_32 + 127.0);
-        (biased.reinterpret::<u32>() << 23).reinterpret()
-    } else {
-        let biased = n + constant(WHOLE_64 + 1023.0);
-        (biased.reinterpret::<u64>() << 52).reinterpret()
-    }
 }
 
 /// `k`, and the coefficients of `R / w` from the highest power of `2 w - 1` down.

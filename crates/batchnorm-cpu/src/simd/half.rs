@@ -141,25 +141,10 @@ pub(crate) unsafe fn store_f16<S: Simd>(ptr: *mut f16, value: Vector<S, f32>) {
 ///
 /// As for [`load_f16`].
 #[inline(always)]
-pub(crate) unsafe fn load_bf16<S: Simd>(ptr: *const bf16) -> Vector<S, f32> {
-    // SAFETY: the caller vouches for a register's lanes.
-    unsafe { load_with(ptr, bf16_to_f32) }
-}
-
-/// # Safety
-///
-/// As for [`store_f16`].
-#[inline(always)]
-pub(crate) unsafe fn store_bf16<S: Simd>(ptr: *mut bf16, value: Vector<S, f32>) {
-    // SAFETY: the caller vouches for a register's lanes.
-    unsafe { store_with(ptr, value, f32_to_bf16) }
-}
-
-/// # Safety
-///
-/// As for [`load_f16`].
-#[inline(always)]
-unsafe fn load_with<S: Simd, E: Copy>(ptr: *const E, widen: impl Fn(E) -> f32) -> Vector<S, f32> {
+pub(crate) unsafe fn load_with<S: Simd, E: Copy>(
+    ptr: *const E,
+    widen: impl Fn(E) -> f32,
+) -> Vector<S, f32> {
     let mut lanes = [0.0; MAX_LANES];
     // The length is a constant after inlining, so this becomes a vector conversion and the array a register.
     for (i, lane) in lanes.iter_mut().enumerate().take(f32::lanes::<S>()) {
@@ -174,7 +159,11 @@ unsafe fn load_with<S: Simd, E: Copy>(ptr: *const E, widen: impl Fn(E) -> f32) -
 ///
 /// As for [`store_f16`].
 #[inline(always)]
-unsafe fn store_with<S: Simd, E>(ptr: *mut E, value: Vector<S, f32>, narrow: impl Fn(f32) -> E) {
+pub(crate) unsafe fn store_with<S: Simd, E>(
+    ptr: *mut E,
+    value: Vector<S, f32>,
+    narrow: impl Fn(f32) -> E,
+) {
     let mut lanes = [0.0; MAX_LANES];
     // SAFETY: `lanes` is as long as the longest register.
     unsafe { f32::vstore_unaligned(lanes.as_mut_ptr(), value) };

@@ -166,12 +166,12 @@ impl<A: Accum> Activate<A> for Curved {
 
     #[inline(always)]
     fn value<S: Simd>(self, z: Reg<S, A>) -> Reg<S, A> {
-        curves::call::<S, A>(self.curve, z, false)
+        curves::value::<S, A>(self.curve, z)
     }
 
     #[inline(always)]
     fn gradient<S: Simd>(self, z: Reg<S, A>, dy: Reg<S, A>) -> Reg<S, A> {
-        let slope = curves::call::<S, A>(self.curve, z, true);
+        let slope = curves::derivative::<S, A>(self.curve, z);
         slope.eq(zero()).select(zero(), dy * slope)
     }
 }

@@ -6,9 +6,9 @@
 //! | `rows.rs`, `columns.rs` | the two loops that drive any kernel: along one channel, and across channels |
 //! | `tile.rs` | [`Tile`](tile::Tile): pointers together with the rectangle that they are valid for |
 //! | `lanes.rs`, `half.rs` | one register: loading, storing, converting |
-//! | `curves.rs` | the activations that are not piecewise linear, and exp |
+//! | `curves.rs`, `exponential.rs` | the activations that are not piecewise linear, and exp |
 //! | `moments.rs` | mean and variance: the algorithm, and its prose |
-//! | `weighted.rs` | kernels for weighted positions, and where their weights lie |
+//! | `weighted.rs`, `weights.rs` | kernels for weighted positions, and where their weights lie |
 //! | `tasks.rs` | what a thread does in one go: a partial reduction, or a kernel that writes, over some channels |
 //!
 //! A task is generic over macerator's [`Simd`]. [`Isa::run`] has it compiled once per instruction set and picks one at run time. A task is many rows or
@@ -24,6 +24,7 @@ use macerator::{Arch, Simd, WithSimd};
 
 pub(crate) mod columns;
 mod curves;
+mod exponential;
 pub(crate) mod half;
 pub(crate) mod kernels;
 mod lanes;
@@ -32,6 +33,7 @@ pub(crate) mod rows;
 pub(crate) mod tasks;
 pub(crate) mod tile;
 pub(crate) mod weighted;
+mod weights;
 
 /// The most lanes of `f32` that any register has.
 pub(crate) const MAX_LANES: usize = 16;

@@ -13,7 +13,7 @@ use macerator::{Scalar, Simd};
 use super::kernels::{Kernel, PARAMS};
 use super::lanes::first_lanes;
 use super::tile::{Grid, Tile};
-use super::weighted::SPREAD;
+use super::weights::SPREAD;
 use crate::{Accum, Element};
 
 /// Registers in flight: enough to hide the latency of an addition.

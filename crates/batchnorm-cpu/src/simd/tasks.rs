@@ -229,20 +229,27 @@ impl<E: Element, R: Reduction<E>> WithSimd for Reduce<'_, E, R> {
             Direction::Across => {
                 let mut arrays = [&[][..]; PARAMS];
                 arrays[..3].copy_from_slice(&params);
-                let mut block_pairs = [vec![0.0; channels], vec![0.0; channels]];
+                let mut block_pairs = [Vec::new(), Vec::new()];
                 let mut count = 0.0;
                 for block in tiling.blocks(partial) {
                     let (rows, _) = tiling.block(block);
                     let part = tile.view(rows, 0..channels * inner);
                     for (strip, columns) in strips(part, channels).into_iter().flatten() {
-                        let [a, b] = &mut block_pairs;
                         let n = (strip.grid().rows * columns.inner * columns.repeat) as f64;
-                        let before = (count >= n).then_some(&*first);
-                        reduction.across::<S>(strip, columns, arrays, before, scratch, [a, b]);
-                        for c in 0..channels {
-                            let block = [a[c], b[c]];
-                            [first[c], second[c]] =
-                                R::merge(count, [first[c], second[c]], n, block);
+                        if count == 0.0 {
+                            let out = [&mut *first, &mut *second];
+                            reduction.across::<S>(strip, columns, arrays, None, scratch, out);
+                        } else {
+                            let [a, b] = &mut block_pairs;
+                            a.resize(channels, 0.0);
+                            b.resize(channels, 0.0);
+                            let before = (count >= n).then_some(&*first);
+                            let out = [&mut a[..], &mut b[..]];
+                            reduction.across::<S>(strip, columns, arrays, before, scratch, out);
+                            for c in 0..channels {
+                                let pair = [first[c], second[c]];
+                                [first[c], second[c]] = R::merge(count, pair, n, [a[c], b[c]]);
+                            }
                         }
                         count += n;
                     }

@@ -1,28 +1,57 @@
 //! Every curve against the reference, over the whole range of its argument and on every instruction set.
 
+use macerator::{Simd, WithSimd};
+
 use super::*;
-use crate::reference::{gradient, value};
+use crate::reference;
 use crate::simd::MAX_LANES;
 use crate::{Activation, Isa};
 
 const CURVES: [(Curve, Activation); 6] = [
-    (Curve::Silu, Activation::Silu),
-    (Curve::Gelu, Activation::Gelu),
-    (Curve::GeluTanh, Activation::GeluTanh),
+    (Curve::Exponential(Exponential::Silu), Activation::Silu),
+    (Curve::Exponential(Exponential::Gelu), Activation::Gelu),
+    (
+        Curve::Exponential(Exponential::GeluTanh),
+        Activation::GeluTanh,
+    ),
     (Curve::HardSwish, Activation::HardSwish),
-    (Curve::Sigmoid, Activation::Sigmoid),
-    (Curve::Tanh, Activation::Tanh),
+    (
+        Curve::Exponential(Exponential::Sigmoid),
+        Activation::Sigmoid,
+    ),
+    (Curve::Exponential(Exponential::Tanh), Activation::Tanh),
 ];
 
 /// One value or derivative.
 fn one<A: Accum>(isa: Isa, curve: Curve, derivative: bool, z: A) -> A {
-    let mut lanes = [z; MAX_LANES];
-    isa.run(Apply {
+    isa.run(Lane {
         curve,
         derivative,
-        lanes: lanes.as_mut_ptr(),
-    });
-    lanes[0]
+        z,
+    })
+}
+
+struct Lane<A> {
+    curve: Curve,
+    derivative: bool,
+    z: A,
+}
+
+impl<A: Accum> WithSimd for Lane<A> {
+    type Output = A;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self) -> A {
+        let z = self.z.splat::<S>();
+        let result = match self.derivative {
+            false => value::<S, A>(self.curve, z),
+            true => derivative::<S, A>(self.curve, z),
+        };
+        let mut lanes = [A::default(); MAX_LANES];
+        // SAFETY: `lanes` is as long as the longest register.
+        unsafe { A::vstore_unaligned(lanes.as_mut_ptr(), result) };
+        lanes[0]
+    }
 }
 
 /// Arguments of all magnitudes, then a fine grid where the curves bend and where their tails end.
@@ -39,14 +68,19 @@ fn check<A: Accum>(digits: f64, least: f64) {
         for (curve, activation) in CURVES {
             for z in arguments() {
                 let z = f64::from(z);
-                let expected = [value(activation, z), gradient(activation, z, 1.0)];
+                let expected = [
+                    reference::value(activation, z),
+                    reference::gradient(activation, z, 1.0),
+                ];
                 for (derivative, expected) in [false, true].into_iter().zip(expected) {
                     let got = one(isa, curve, derivative, A::from_f64(z)).to_f64();
                     let crossing = derivative && (-3.0..0.0).contains(&z);
                     let size = expected.abs().max(if crossing { 0.2 } else { 0.0 });
                     // The exponential of a rounded argument, times a large number.
                     let cubic = match curve {
-                        Curve::GeluTanh => 1.0 + 2.0 * z.abs() + 0.1 * z.abs().powi(3),
+                        Curve::Exponential(Exponential::GeluTanh) => {
+                            1.0 + 2.0 * z.abs() + 0.1 * z.abs().powi(3)
+                        }
                         _ => 1.0,
                     };
                     let (digits, least) = (digits * cubic, least * cubic);
@@ -78,8 +112,8 @@ fn limits_are_reached_and_nan_stays() {
             for derivative in [false, true] {
                 let of = |z: f32| one(isa, curve, derivative, z);
                 let expected = |z: f64| match derivative {
-                    false => value(activation, z) as f32,
-                    true => gradient(activation, z, 1.0) as f32,
+                    false => reference::value(activation, z) as f32,
+                    true => reference::gradient(activation, z, 1.0) as f32,
                 };
                 for z in [f32::INFINITY, f32::MAX, 1e30, 1e4, 110.0] {
                     for z in [z, -z] {
@@ -95,12 +129,12 @@ fn limits_are_reached_and_nan_stays() {
 #[test]
 fn zero_and_one_are_exact() {
     for isa in Isa::available() {
-        let at = |curve, z: f64| one(isa, curve, false, z);
-        assert_eq!(at(Curve::Sigmoid, 0.0), 0.5);
-        assert_eq!(at(Curve::Tanh, 0.0), 0.0);
-        assert_eq!(at(Curve::Silu, 0.0), 0.0);
-        assert_eq!(at(Curve::Sigmoid, 800.0), 1.0);
-        assert_eq!(at(Curve::Sigmoid, -800.0), 0.0);
-        assert_eq!(at(Curve::Tanh, -60.0), -1.0);
+        let at = |curve, z: f64| one(isa, Curve::Exponential(curve), false, z);
+        assert_eq!(at(Exponential::Sigmoid, 0.0), 0.5);
+        assert_eq!(at(Exponential::Tanh, 0.0), 0.0);
+        assert_eq!(at(Exponential::Silu, 0.0), 0.0);
+        assert_eq!(at(Exponential::Sigmoid, 800.0), 1.0);
+        assert_eq!(at(Exponential::Sigmoid, -800.0), 0.0);
+        assert_eq!(at(Exponential::Tanh, -60.0), -1.0);
     }
 }

@@ -236,16 +236,17 @@ impl<E: Element, R: Reduction<E>> WithSimd for Reduce<'_, E, R> {
                     let part = tile.view(rows, 0..channels * inner);
                     for (strip, columns) in strips(part, channels).into_iter().flatten() {
                         let n = (strip.grid().rows * columns.inner * columns.repeat) as f64;
-                        if count == 0.0 {
-                            let out = [&mut *first, &mut *second];
-                            reduction.across::<S>(strip, columns, arrays, None, scratch, out);
+                        let [a, b] = &mut block_pairs;
+                        let (before, out) = if count == 0.0 {
+                            (None, [&mut *first, &mut *second])
                         } else {
-                            let [a, b] = &mut block_pairs;
                             a.resize(channels, 0.0);
                             b.resize(channels, 0.0);
                             let before = (count >= n).then_some(&*first);
-                            let out = [&mut a[..], &mut b[..]];
-                            reduction.across::<S>(strip, columns, arrays, before, scratch, out);
+                            (before, [&mut a[..], &mut b[..]])
+                        };
+                        reduction.across::<S>(strip, columns, arrays, before, scratch, out);
+                        if count > 0.0 {
                             for c in 0..channels {
                                 let pair = [first[c], second[c]];
                                 [first[c], second[c]] = R::merge(count, pair, n, [a[c], b[c]]);

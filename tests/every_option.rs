@@ -226,12 +226,23 @@ fn refusal(config: &BatchNormConfig) -> Option<&'static str> {
     (needs && !config.running_stats).then_some("Conflict")
 }
 
+/// As a type holds them.
+fn rounded(values: Vec<f64>, dtype: DType) -> Vec<f64> {
+    let data = {
+        let n = values.len();
+        TensorData::new(values, [n])
+    }
+    .convert_dtype(dtype);
+    data.iter::<f64>().collect()
+}
+
 fn batch(
     draw: &mut Draw,
     rank: usize,
     config: &BatchNormConfig,
     masked: bool,
     with_residual: bool,
+    dtype: DType,
 ) -> Batch {
     let axis = config.channel_axis
         + if config.channel_axis < 0 {
@@ -251,20 +262,21 @@ fn batch(
     }
     let n = shape.iter().product();
     let (spread, mean) = (draw.of(&[1.0, 3.0]), draw.of(&[0.0, 1.0, -4.0]));
-    let mut x: Vec<f64> = draw
-        .units(n)
-        .into_iter()
-        .map(|x| f64::from((x * spread + mean) as f32))
-        .collect();
+    let x = draw.units(n).into_iter().map(|x| x * spread + mean);
+    let mut x = rounded(x.collect(), dtype);
     let weights = masked.then(|| {
         let none = draw.one_in(8);
         let fractions = draw.one_in(3);
+        let every_channel_its_own = draw.one_in(4);
         let mut one = |_| match draw.below(3) {
             _ if none => 0.0,
             0 => 0.0,
             1 if fractions => 0.5,
             _ => 1.0,
         };
+        if every_channel_its_own {
+            return (0..n).map(one).collect::<Vec<f64>>();
+        }
         // The same for all channels.
         let axis = axis as usize;
         let channels = shape.get(axis).copied().unwrap_or(1);
@@ -287,7 +299,7 @@ fn batch(
         x[draw.below(n)] = f64::NAN;
     }
     Batch {
-        residual: with_residual.then(|| draw.units(n)),
+        residual: with_residual.then(|| rounded(draw.units(n), dtype)),
         shape,
         x,
         weights,
@@ -423,6 +435,14 @@ fn gradients(
     ]
 }
 
+/// How far a value may be from what it should be, in a half type: some roundings.
+fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 4e-3,
+        _ => 3e-2,
+    }
+}
+
 fn check(number: u64, device: &Device) -> Result<&'static str, String> {
     let mut draw = Draw(number.wrapping_mul(0xD134_2543_DE82_EF95));
     let config = config(&mut draw);
@@ -439,12 +459,20 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
     );
     let wgpu = devices::by_name("wgpu").is_some_and(|wgpu| wgpu == *device);
     let wide = device.supports_dtype(DType::F64) && !draw.one_in(4) && !(wgpu && exponential);
-    let (dtype, tolerance) = match wide {
-        // Running statistics are f32 in a layer that was made in f32.
-        true => (DType::F64, 5e-6),
-        false => (DType::F32, 5e-4),
+    let half = draw.of(&[DType::F16, DType::BF16]);
+    let halves = draw.one_in(6) && device.supports_dtype(half);
+    // Of outputs, of running statistics (f32 in a layer that was made in f32), and the parameters' type.
+    let (dtype, tolerance, of_statistics, learned) = match wide {
+        _ if halves => (half, epsilon(half), 5e-4, DType::F32),
+        true => (DType::F64, 5e-6, 1e-5, DType::F64),
+        false => (DType::F32, 5e-4, 5e-4, DType::F32),
     };
+    let wide = dtype == DType::F64;
     let device = device.clone().autodiff();
+    let device = match draw.one_in(8) {
+        true => device.gradient_checkpointing(),
+        false => device,
+    };
     let result = config.try_init(&device);
     let mut layer = match (result, refusal(&config)) {
         (Ok(layer), None) => layer,
@@ -467,8 +495,8 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
     let mut reference = Layer::new(config.clone(), gamma, beta);
     let put = |param: Param<Tensor<1>>, values: &[f64]| {
         let requires = param.is_require_grad();
-        let data = TensorData::new(values.to_vec(), [channels]).convert_dtype(dtype);
-        Param::from_tensor(Tensor::from_data(data, (&device, dtype))).set_require_grad(requires)
+        let data = TensorData::new(values.to_vec(), [channels]).convert_dtype(learned);
+        Param::from_tensor(Tensor::from_data(data, (&device, learned))).set_require_grad(requires)
     };
     if trained || wide {
         layer.gamma = put(layer.gamma, &reference.gamma);
@@ -488,7 +516,7 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
         let training = !draw.one_in(4);
         let masked = draw.one_in(mask_one_in);
         layer.training = layer.training.with_value(training);
-        let batch = batch(&mut draw, rank, &config, masked, with_residual);
+        let batch = batch(&mut draw, rank, &config, masked, with_residual, dtype);
         let axis = config.channel_axis
             + if config.channel_axis < 0 {
                 rank as isize
@@ -508,9 +536,8 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
         let dy: Vec<f64> = match &expected {
             Ok((y, _)) => {
                 let finite = |index: usize| y[index].is_finite() && batch.x[index].is_finite();
-                (0..y.len())
-                    .map(|i| if finite(i) { draw.unit() } else { 0.0 })
-                    .collect()
+                let dy = (0..y.len()).map(|i| if finite(i) { draw.unit() } else { 0.0 });
+                rounded(dy.collect(), dtype)
             }
             Err(_) => Vec::new(),
         };
@@ -588,7 +615,7 @@ fn check(number: u64, device: &Device) -> Result<&'static str, String> {
                 ),
                 ("skipped", layer.skipped_updates(), &reference.skipped),
             ] {
-                close(what, &vector(got), expected, tolerance.max(1e-5)).map_err(fail)?;
+                close(what, &vector(got), expected, of_statistics).map_err(fail)?;
             }
             let (got, expected) = (layer.num_batches_tracked.value(), reference.entered());
             if got != expected {

@@ -1,7 +1,8 @@
 """What the comparisons with other frameworks share: taking turns with the suite.
 
-A peer is a function from a shape to its passes, each a callable to be timed. For
-every shape the peer and the suite (a process of its own, see
+A peer is a function from a shape to its passes, each a callable to be timed, or
+several of them: then the fastest counts, shape by shape and pass by pass. For
+every shape the peers and the suite (a process of its own, see
 `benches/suite.rs`) take turns for some rounds, so that a change of the machine's
 mood meets both; each round gives a median, and the median of the rounds counts.
 Both get the same number of threads. Memory is that of a plain loop: whatever a
@@ -27,8 +28,9 @@ SHAPES = [
 PASSES = ["forward", "forward_backward", "inference"]
 
 
-def arguments(description):
+def arguments(description, more=lambda parser: None):
     parser = argparse.ArgumentParser(description=description)
+    more(parser)
     parser.add_argument("--suite", type=Path, default=Path("target/release/suite"),
                         help="the binary to take turns with: suite or suite-mimalloc")
     parser.add_argument("--device", default="flex", help="flex or ndarray")
@@ -36,6 +38,8 @@ def arguments(description):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    # What is handed on to the suite.
+    parser.set_defaults(epilogue="none", dtype="f32")
     parsed = parser.parse_args()
     if not parsed.suite.exists():
         raise SystemExit(f"{parsed.suite}: no such file; "
@@ -52,6 +56,7 @@ def suite(options, shape, channels_last):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "suite.json"
         command = [options.suite, "--device", options.device, "--quick", "--ours-only",
+                   "--epilogue", options.epilogue, "--dtype", options.dtype,
                    "--shapes", "x".join(map(str, shape)), "--json", out]
         if channels_last:
             command.append("--channels-last")
@@ -74,31 +79,36 @@ def time_pass(run, seconds=0.2):
     return median(times)
 
 
-def compare(options, name, passes_of, channels_last=False):
+def compare(options, name, peers, channels_last=False):
     """Takes turns, prints the table, and writes the file that was asked for.
 
-    `passes_of(shape)` gives the peer's three passes for a shape with its channels
-    on axis 1, or last where `channels_last`.
+    `peers` has, by name, functions from a shape with its channels on axis 1, or
+    last where `channels_last`, to a peer's three passes.
     """
-    print(f"{'shape':<20}{'pass':<18}{'ours ms':>10}{name + ' ms':>16}{'ratio':>8}{'x floor':>9}")
+    print(f"{'shape':<20}{'pass':<18}{'ours ms':>10}{name + ' ms':>16}{'ratio':>8}{'x floor':>9}  the faster")
     reports = []
     for shape in options.shapes:
         shape = shape[:1] + shape[2:] + shape[1:2] if channels_last else shape
-        passes = dict(zip(PASSES, passes_of(shape)))
-        mine, theirs = {p: [] for p in PASSES}, {p: [] for p in PASSES}
+        runs = {peer: dict(zip(PASSES, passes_of(shape))) for peer, passes_of in peers.items()}
+        times = {key: {"ours": [], "floor": [], **{peer: [] for peer in peers}} for key in PASSES}
         for _ in range(options.rounds):
-            for key, run in passes.items():
-                theirs[key].append(time_pass(run))
-            for key, value in suite(options, shape, channels_last).items():
-                mine[key].append(value)
+            for peer, passes in runs.items():
+                for key, run in passes.items():
+                    times[key][peer].append(time_pass(run))
+            for key, (value, floor) in suite(options, shape, channels_last).items():
+                times[key]["ours"].append(value)
+                times[key]["floor"].append(floor)
         for key in PASSES:
-            ours = median(value for value, _ in mine[key])
-            floor = median(value for _, value in mine[key])
-            peer = median(theirs[key])
-            reports.append({"shape": shape, "device": options.device, "pass": key,
-                            "ours_ms": ours, f"{name}_ms": peer, "floor_ms": floor})
-            print(f"{str(shape).replace(' ', ''):<20}{key:<18}{ours:>10.4f}{peer:>16.4f}"
-                  f"{peer / ours:>8.2f}{ours / floor:>9.2f}")
+            medians = {column: median(values) for column, values in times[key].items()}
+            ours, floor = medians.pop("ours"), medians.pop("floor")
+            best = min(medians, key=medians.get)
+            report = {"shape": shape, "device": options.device, "pass": key, "ours_ms": ours,
+                      f"{name}_ms": medians[best], "floor_ms": floor}
+            if len(peers) > 1:
+                report |= {f"{name}_{peer}_ms": value for peer, value in medians.items()}
+            reports.append(report)
+            print(f"{str(shape).replace(' ', ''):<20}{key:<18}{ours:>10.4f}{medians[best]:>16.4f}"
+                  f"{medians[best] / ours:>8.2f}{ours / floor:>9.2f}  {best}")
             sys.stdout.flush()
     for key in PASSES:
         ratios = [r[f"{name}_ms"] / r["ours_ms"] for r in reports if r["pass"] == key]

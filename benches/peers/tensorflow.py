@@ -65,4 +65,4 @@ if __name__ == "__main__":
     tf.ones(31 << 20, dtype=tf.uint8)
     print(f"TensorFlow {tf.__version__}, {options.threads} threads, ours: {options.suite.name} "
           f"on {options.device}")
-    compare(options, "tensorflow", passes_of, channels_last=True)
+    compare(options, "tensorflow", {"eager": passes_of}, channels_last=True)

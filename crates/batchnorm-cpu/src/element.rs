@@ -112,7 +112,7 @@ impl_accum!(f32, true);
 impl_accum!(f64, false);
 
 macro_rules! impl_element {
-    ($ty: ident, $accum: ty, $widen: path, $narrow: path, $load: expr, $store: expr) => {
+    ($ty: ident, $accum: ty, $widen: path, $narrow: path, $load: path, $store: path) => {
         impl Element for $ty {
             type Accum = $accum;
 
@@ -147,7 +147,7 @@ macro_rules! impl_element {
 }
 
 use crate::simd::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use crate::simd::half::{load_f16, load_with, store_f16, store_with};
+use crate::simd::half::{load_bf16, load_f16, store_bf16, store_f16};
 use std::convert::identity;
 
 impl_element!(
@@ -167,11 +167,4 @@ impl_element!(
     f64::vstore_unaligned
 );
 impl_element!(f16, f32, f16_to_f32, f32_to_f16, load_f16, store_f16);
-impl_element!(
-    bf16,
-    f32,
-    bf16_to_f32,
-    f32_to_bf16,
-    |ptr| load_with(ptr, bf16_to_f32),
-    |ptr, value| store_with(ptr, value, f32_to_bf16)
-);
+impl_element!(bf16, f32, bf16_to_f32, f32_to_bf16, load_bf16, store_bf16);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use burn_batchnorm::Activation;
+use burn_batchnorm::{Activation, Mask};
 use rayon::prelude::*;
 
 use crate::epilogue::{Epilogue, Fused, Separate};
@@ -25,6 +25,8 @@ pub struct Options<'a> {
     /// What follows the normalization. If anything does, our plain layer and Burn's operations take
     /// burn-nn's place.
     pub epilogue: Epilogue,
+    /// With a mask that admits every position. Then the same layer without takes burn-nn's place.
+    pub masked: bool,
     /// Type of the input.
     pub dtype: DType,
     /// Time for each pass.
@@ -51,7 +53,20 @@ pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<R
     let plain = burn_batchnorm::BatchNormConfig::new(channels).with_channel_axis(axis);
     let ours = plain.clone().with_activation(activation).init(training);
     let burn_nn = burn::nn::BatchNormConfig::new(channels);
-    let fused = |layer, residual| Box::new(Fused { layer, residual }) as Box<dyn Layer<D>>;
+    let fused = |layer, residual, mask| {
+        Box::new(Fused {
+            layer,
+            residual,
+            mask,
+        }) as Box<dyn Layer<D>>
+    };
+    let axis = axis.rem_euclid(D as isize) as usize;
+    let mask = |device| {
+        let mut positions = shape;
+        positions[axis] = 1;
+        let all = || Mask::from_weights(Tensor::<D>::ones(positions, device));
+        options.masked.then(all)
+    };
     let separate = |layer, residual| {
         Box::new(Separate {
             layer,
@@ -63,6 +78,10 @@ pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<R
     let burn_nn_fits = !options.channels_last && options.dtype == DType::F32;
     let theirs = match options.epilogue.any() {
         _ if options.ours_only => None,
+        _ if options.masked => {
+            let valid = fused(ours.valid(), without_autodiff.clone(), None);
+            Some([fused(ours.clone(), residual.clone(), None), valid])
+        }
         true => {
             let layer = plain.init(training);
             let valid = separate(layer.valid(), without_autodiff.clone());
@@ -75,10 +94,9 @@ pub fn measure<const D: usize>(shape: [usize; D], options: Options<'_>) -> Vec<R
         }),
     };
     let (theirs, theirs_valid) = theirs.map(|[a, b]| (a, b)).unzip();
-    let ours_valid = fused(ours.valid(), without_autodiff);
-    let ours = fused(ours, residual.clone());
+    let ours_valid = fused(ours.valid(), without_autodiff, mask(options.device));
+    let ours = fused(ours, residual.clone(), mask(training));
     let (x, dy) = (tensor(1), tensor(2));
-    let axis = axis.rem_euclid(D as isize) as usize;
     let expected = reference([&x, &dy], residual.as_ref(), axis, activation);
     // A rounding error of a half's largest output.
     let tolerance = match options.dtype {

@@ -1,7 +1,7 @@
 //! What follows the normalization, fused with it or as separate operations.
 
 use burn::tensor::{Tensor, activation};
-use burn_batchnorm::{Activation, BatchNorm};
+use burn_batchnorm::{Activation, BatchNorm, Mask, With};
 
 use crate::Layer;
 
@@ -52,14 +52,17 @@ pub struct Fused<const D: usize> {
     pub layer: BatchNorm,
     /// What it adds.
     pub residual: Option<Tensor<D>>,
+    /// Which positions count.
+    pub mask: Option<Mask>,
 }
 
 impl<const D: usize> Layer<D> for Fused<D> {
     fn forward(&self, x: Tensor<D>) -> Tensor<D> {
-        match &self.residual {
-            Some(residual) => self.layer.forward_residual(x, residual.clone()),
-            None => self.layer.forward(x),
-        }
+        let with = With {
+            residual: self.residual.clone(),
+            mask: self.mask.clone(),
+        };
+        self.layer.forward_with(x, with)
     }
 
     fn parameters(&self) -> [Tensor<1>; 2] {

@@ -47,6 +47,9 @@ struct Arguments {
     /// Then the other side is our plain layer followed by Burn's operations
     #[arg(long, default_value = "none", value_parser = Epilogue::parse)]
     epilogue: Epilogue,
+    /// With a mask that admits every position. Then the other side is the same layer without
+    #[arg(long)]
+    masked: bool,
     /// Type of the input: f32, f16 or bf16 (in which burn-nn's layer is left out)
     #[arg(long, default_value = "f32", value_parser = dtype)]
     dtype: DType,
@@ -89,7 +92,7 @@ pub struct Report {
     pub ours_ms: f64,
     /// Half the distance between the quartiles of ours, milliseconds.
     pub ours_spread_ms: f64,
-    /// burn-nn's layer, or the separate operations of an epilogue, milliseconds, if it took part.
+    /// burn-nn's layer, or what takes its place, milliseconds, if it took part.
     pub burn_nn_ms: Option<f64>,
     /// The passes over memory that cannot be avoided, milliseconds.
     pub floor_ms: f64,
@@ -175,10 +178,12 @@ pub fn main() -> Result<(), Box<dyn std::error::Error>> {
         channels_last: arguments.channels_last,
         ours_only: arguments.ours_only,
         epilogue: arguments.epilogue,
+        masked: arguments.masked,
         dtype: arguments.dtype,
         seconds: if arguments.quick { 0.2 } else { 2.0 },
     };
     let other = match options.epilogue.any() {
+        _ if options.masked => "unmasked",
         true => "separate",
         false => "burn-nn",
     };

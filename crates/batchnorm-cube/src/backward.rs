@@ -13,7 +13,7 @@ use crate::strategy::Cut;
 use crate::support::{Route, normalize_backward_needs, train_backward_needs};
 use crate::{Error, Problem};
 
-/// The gradients of [`train`](crate::train). `statistics` is what it wrote.
+/// The gradients of [`train`](crate::train). `weights` are those that it was given, which have no gradient, and `statistics` is what it wrote.
 ///
 /// One launch where a channel is one cube's, two where a few share it or where neither the gradient of the input nor that of the residual is
 /// wanted, else three. Of an empty tensor, or where nothing is wanted, nothing is written and nothing launched.
@@ -22,6 +22,7 @@ pub fn train_backward(
     client: &Client,
     problem: Problem,
     x: &Handle,
+    weights: Option<Weights<'_>>,
     dy: &Handle,
     affine: Affine<'_>,
     statistics: &Handle,
@@ -31,44 +32,10 @@ pub fn train_backward(
     let call = Call {
         x,
         dy,
-        given: Given::of_batch(statistics, affine, None),
+        given: Given::of_batch(statistics, affine, weights),
         epilogue,
         out,
     };
-    through_statistics(client, problem, call)
-}
-
-/// The gradients of [`train_weighted`](crate::train_weighted). `statistics` is what it wrote.
-///
-/// As many launches as [`train_backward`]. Weights have no gradient.
-#[allow(clippy::too_many_arguments)]
-pub fn train_weighted_backward(
-    client: &Client,
-    problem: Problem,
-    x: &Handle,
-    weights: Weights<'_>,
-    dy: &Handle,
-    affine: Affine<'_>,
-    statistics: &Handle,
-    epilogue: Epilogue<'_>,
-    out: Gradients<'_>,
-) -> Result<Launches, Error> {
-    let call = Call {
-        x,
-        dy,
-        given: Given::of_batch(statistics, affine, Some(weights)),
-        epilogue,
-        out,
-    };
-    through_statistics(client, problem, call)
-}
-
-/// The gradients of a normalization by the statistics of the input.
-fn through_statistics(
-    client: &Client,
-    problem: Problem,
-    call: Call<'_>,
-) -> Result<Launches, Error> {
     let Some((mut session, call)) = call.checked(client, problem, 0.0)? else {
         return Ok(Launches::default());
     };

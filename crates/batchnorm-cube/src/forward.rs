@@ -15,13 +15,18 @@ use crate::{Error, Problem};
 
 /// Normalizes by the statistics of the batch: `y = act((x - mean) * inv_std * gamma + beta + residual)`.
 ///
-/// One launch where a channel is one cube's, two where a few share it, else three. Of an empty tensor nothing is written and nothing
-/// launched.
+/// With weights of positions `w` they are `mean = sum(w x) / sum(w)` and `variance = sum(w (x - mean)^2) / sum(w)`, and `statistics` gets five
+/// rows. All positions are normalized, those of weight 0 too; where x is not finite there, the mean is taken for it. A channel without any weight
+/// has mean 0 and variance 1, which enter the running statistics like all others.
+///
+/// One launch where a channel is one cube's, two where a few share it, else three; weights are read once. Of an empty tensor nothing is written
+/// and nothing launched.
 #[allow(clippy::too_many_arguments)]
 pub fn train(
     client: &Client,
     problem: Problem,
     x: &Handle,
+    weights: Option<Weights<'_>>,
     affine: Affine<'_>,
     running: Option<Running<'_>>,
     epsilon: f64,
@@ -30,35 +35,7 @@ pub fn train(
 ) -> Result<Launches, Error> {
     let step = Step {
         x,
-        weights: None,
-        affine,
-        running,
-        epilogue,
-        out,
-    };
-    step.run(client, problem, epsilon)
-}
-
-/// As [`train`], of weighted positions: `mean = sum w x / sum w`, `variance = sum w (x - mean)^2 / sum w`. `statistics` gets five rows.
-///
-/// All positions are normalized, those of weight 0 too; where x is not finite there, the mean is taken for it. A channel without any weight
-/// has mean 0 and variance 1, which enter the running statistics like all others. As many launches as [`train`], and the weights are read
-/// once.
-#[allow(clippy::too_many_arguments)]
-pub fn train_weighted(
-    client: &Client,
-    problem: Problem,
-    x: &Handle,
-    weights: Weights<'_>,
-    affine: Affine<'_>,
-    running: Option<Running<'_>>,
-    epsilon: f64,
-    epilogue: Epilogue<'_>,
-    out: TrainOutputs<'_>,
-) -> Result<Launches, Error> {
-    let step = Step {
-        x,
-        weights: Some(weights),
+        weights,
         affine,
         running,
         epilogue,

@@ -26,7 +26,6 @@
 //! |---|---|---|
 //! | [`train`] | statistics of the batch, `y = act((x - mean) * inv_std * gamma + beta + residual)`, running statistics | 1, 2 or 3 |
 //! | [`train_backward`] | the gradients of x, gamma, beta and the residual | 1, 2 or 3 |
-//! | [`train_weighted`], [`train_weighted_backward`] | the same of weighted positions: masks, padding | 1, 2 or 3 |
 //! | [`moments`] | mean and variance | 1 or 2 |
 //! | [`normalize`] | the output with given statistics: inference | 1 |
 //! | [`normalize_backward`] | its gradients | 1 or 2 |
@@ -58,7 +57,7 @@
 //! let affine = Affine { gamma: &gamma, beta: &beta };
 //! let epilogue = Epilogue { activation: Activation::Relu, residual: None };
 //! let out = TrainOutputs { y: Target::To(&y), statistics: &statistics };
-//! let launches = train(&client, problem, &x, affine, None, 1e-5, epilogue, out)?;
+//! let launches = train(&client, problem, &x, None, affine, None, 1e-5, epilogue, out)?;
 //! println!("{} launches move {} bytes", launches.count(), launches.bytes());
 //! # Ok(())
 //! # }
@@ -111,10 +110,10 @@ mod tuning;
 
 pub use activation::Activation;
 pub use args::{Affine, Center, Epilogue, Gradients, Running, Target, TrainOutputs, Weights};
-pub use backward::{normalize_backward, train_backward, train_weighted_backward};
+pub use backward::{normalize_backward, train_backward};
 pub use cost::{Launch, Launches};
 pub use error::Error;
-pub use forward::{moments, train, train_weighted};
+pub use forward::{moments, train};
 pub use layout::Layout;
 pub use normalize::{affine, normalize};
 pub use problem::{Element, Problem};

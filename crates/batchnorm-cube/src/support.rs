@@ -12,14 +12,14 @@ use crate::{Error, Problem};
 /// What [`supports`] is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// [`train`](crate::train) or [`train_weighted`](crate::train_weighted), with running statistics.
+    /// [`train`](crate::train), with running statistics.
     Train {
         /// Whether there is a residual.
         residual: bool,
         /// Whether positions have weights, of channels of their own or not.
         weights: bool,
     },
-    /// [`train_backward`](crate::train_backward) or [`train_weighted_backward`](crate::train_weighted_backward), with all gradients.
+    /// [`train_backward`](crate::train_backward), with all gradients.
     TrainBackward {
         /// Whether there is a residual.
         residual: bool,

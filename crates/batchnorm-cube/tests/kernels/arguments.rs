@@ -63,6 +63,7 @@ fn forward(
         &client,
         problem,
         &x,
+        None,
         affine,
         Some(running),
         given.epsilon,

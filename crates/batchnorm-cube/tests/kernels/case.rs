@@ -184,14 +184,9 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
     let handles = weights_in
         .as_ref()
         .map(|weights| case.positions.handle(weights));
-    let forward = match handles {
-        None => train(
-            client, problem, x_in_place, affine, running, EPSILON, epilogue, out,
-        ),
-        Some(weights) => train_weighted(
-            client, problem, x_in_place, weights, affine, running, EPSILON, epilogue, out,
-        ),
-    }
+    let forward = train(
+        client, problem, x_in_place, handles, affine, running, EPSILON, epilogue, out,
+    )
     .unwrap();
 
     let spread = |values: &[f64]| values.iter().fold(1.0f64, |a, b| a.max(b.abs()));
@@ -238,29 +233,17 @@ pub fn check_train(client: &Client, case: Case) -> (usize, usize) {
         residual: Some(&dresidual),
     };
     let (x_in, dy_all) = (&x_in, &dy_in);
-    let backward = match handles {
-        None => train_backward(
-            client,
-            problem,
-            x_in,
-            dy_all,
-            affine,
-            &statistics,
-            epilogue,
-            out,
-        ),
-        Some(weights) => train_weighted_backward(
-            client,
-            problem,
-            x_in,
-            weights,
-            dy_all,
-            affine,
-            &statistics,
-            epilogue,
-            out,
-        ),
-    }
+    let backward = train_backward(
+        client,
+        problem,
+        x_in,
+        handles,
+        dy_all,
+        affine,
+        &statistics,
+        epilogue,
+        out,
+    )
     .unwrap();
     // A value whose activation argument is a rounding error away from a kink may fall on either side of it.
     let kinked = argument.iter().any(|v| {

@@ -69,15 +69,12 @@ fn forward(client: &Client, layout: Layout, x: &[f64], step: Step) -> Forward {
     let weights = vec![WEIGHT; layout.len()];
     let weights = step.positions.upload(client, F32, layout, &weights);
     let (running, epsilon, epilogue) = (Some(running), step.epsilon, Epilogue::default());
-    match &weights {
-        None => train(client, problem, &x, affine, running, epsilon, epilogue, out),
-        Some(weights) => {
-            let weights = step.positions.handle(weights);
-            train_weighted(
-                client, problem, &x, weights, affine, running, epsilon, epilogue, out,
-            )
-        }
-    }
+    let weights = weights
+        .as_ref()
+        .map(|weights| step.positions.handle(weights));
+    train(
+        client, problem, &x, weights, affine, running, epsilon, epilogue, out,
+    )
     .unwrap();
     let [y, statistics, running_mean, running_var] =
         [&y, &statistics, &new_mean, &new_variance].map(|h| download(client, F32, h));

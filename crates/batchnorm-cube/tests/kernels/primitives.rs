@@ -220,6 +220,7 @@ fn wanted_gradients() {
                 &client,
                 problem,
                 &x,
+                None,
                 &dy,
                 affine,
                 &statistics,

@@ -119,12 +119,10 @@ impl<'a> Training<'a> {
         };
         let (client, problem, x) = (self.client, self.problem, &self.x);
         let (affine, running, epilogue) = (self.affine(), Some(running), self.epilogue());
-        match self.weights {
-            None => train(client, problem, x, affine, running, 1e-5, epilogue, out),
-            Some(weights) => train_weighted(
-                client, problem, x, weights, affine, running, 1e-5, epilogue, out,
-            ),
-        }
+        let weights = self.weights;
+        train(
+            client, problem, x, weights, affine, running, 1e-5, epilogue, out,
+        )
         .expect("the arguments are right")
     }
 
@@ -139,13 +137,10 @@ impl<'a> Training<'a> {
         };
         let (client, problem, x, dy) = (self.client, self.problem, &self.x, &self.dy);
         let (affine, statistics) = (self.affine(), &self.statistics);
-        let epilogue = self.epilogue();
-        match self.weights {
-            None => train_backward(client, problem, x, dy, affine, statistics, epilogue, out),
-            Some(weights) => train_weighted_backward(
-                client, problem, x, weights, dy, affine, statistics, epilogue, out,
-            ),
-        }
+        let (epilogue, weights) = (self.epilogue(), self.weights);
+        train_backward(
+            client, problem, x, weights, dy, affine, statistics, epilogue, out,
+        )
         .expect("the arguments are right")
     }
 

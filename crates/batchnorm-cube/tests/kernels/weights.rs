@@ -74,19 +74,27 @@ fn step(client: &Client, layout: Layout, x: &[f64], weights: &[f64]) -> Step {
         y: Target::To(&y),
         statistics: &statistics,
     };
-    train_weighted(
-        client, problem, &x, weights, affine, None, 1e-5, epilogue, out,
+    train(
+        client,
+        problem,
+        &x,
+        Some(weights),
+        affine,
+        None,
+        1e-5,
+        epilogue,
+        out,
     )
     .unwrap();
     let out = Gradients {
         input: Some(Target::To(&dx)),
         ..Gradients::default()
     };
-    train_weighted_backward(
+    train_backward(
         client,
         problem,
         &x,
-        weights,
+        Some(weights),
         &dy,
         affine,
         &statistics,

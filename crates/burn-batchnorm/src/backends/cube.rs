@@ -77,29 +77,17 @@ impl BatchNormOps for CubeBackend {
                 y,
                 statistics: &statistics.handle,
             };
-            match weighted.handles() {
-                None => batchnorm_cube::train(
-                    client,
-                    problem,
-                    x,
-                    affine,
-                    running,
-                    pass.epsilon,
-                    epilogue,
-                    out,
-                ),
-                Some(weights) => batchnorm_cube::train_weighted(
-                    client,
-                    problem,
-                    x,
-                    weights,
-                    affine,
-                    running,
-                    pass.epsilon,
-                    epilogue,
-                    out,
-                ),
-            }
+            batchnorm_cube::train(
+                client,
+                problem,
+                x,
+                weighted.handles(),
+                affine,
+                running,
+                pass.epsilon,
+                epilogue,
+                out,
+            )
         });
         let [mean, variance] = match tracked {
             Some((_, new)) => new,
@@ -236,15 +224,17 @@ impl BatchNormOps for CubeBackend {
                     out,
                 ),
                 (Moments::Batch(all) | Moments::Center(all) | Moments::Running(all, _), None) => {
-                    let statistics = &all.handle;
-                    match weighted.handles() {
-                        None => batchnorm_cube::train_backward(
-                            client, problem, x, dy, affine, statistics, epilogue, out,
-                        ),
-                        Some(weights) => batchnorm_cube::train_weighted_backward(
-                            client, problem, x, weights, dy, affine, statistics, epilogue, out,
-                        ),
-                    }
+                    batchnorm_cube::train_backward(
+                        client,
+                        problem,
+                        x,
+                        weighted.handles(),
+                        dy,
+                        affine,
+                        &all.handle,
+                        epilogue,
+                        out,
+                    )
                 }
             }
         };

@@ -156,16 +156,15 @@ fn bench<E: Element>(name: &str, layout: Layout, options: Options) {
                 train_weighted(layout, y, weights, affine, 1e-5, epilogue, out, &mut sums)
                     .expect("valid");
                 let statistics = Statistics::split(&saved, channels).expect("four vectors");
+                let saved = Saved::Batch(statistics);
                 let out = Gradients {
                     residual: skip_grad.as_mut().map(Into::into),
                     gamma: Some(&mut gamma_grad),
                     beta: Some(&mut beta_grad),
                 };
                 let dy = InOut::new(&dy, &mut dx);
-                backward_weighted(
-                    layout, &x, weights, dy, statistics, &sums, affine, epilogue, out,
-                )
-                .expect("valid");
+                backward_weighted(layout, &x, weights, dy, saved, &sums, affine, epilogue, out)
+                    .expect("valid");
             });
         }
         time(&mut inferences, &mut || {

@@ -269,8 +269,8 @@ pub(crate) fn gradients<A: Accum>(
         if let Some(beta_grad) = beta_grad.get_mut(i) {
             *beta_grad = A::from_f64(sums[i]);
         }
-        let n = count(i);
-        if of_batch && n > 0.0 {
+        let n = if of_batch { count(i) } else { 0.0 };
+        if n > 0.0 {
             let a = scale[i].to_f64();
             let slope = -(product / n * s) * s * a;
             let through_low = if low == 0.0 { 0.0 } else { slope * low };

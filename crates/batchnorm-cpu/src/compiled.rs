@@ -11,6 +11,7 @@ pub struct Compiled<E: Element> {
     pub(crate) normalize: fn(forward::Normalized<'_, E>),
     pub(crate) moments: fn(forward::MomentsOf<'_, E>),
     pub(crate) backward: fn(backward::Backward<'_, E>),
+    pub(crate) normalize_weighted: fn(weighted::Normalize<'_, E>),
     pub(crate) train_weighted: fn(weighted::Train<'_, E>),
     pub(crate) backward_weighted: fn(weighted::Backward<'_, E>),
 }
@@ -22,6 +23,7 @@ impl<E: Element> Compiled<E> {
             normalize: |call| call.run(),
             moments: |call| call.run(),
             backward: |call| call.run(),
+            normalize_weighted: |call| call.run(),
             train_weighted: |call| call.run(),
             backward_weighted: |call| call.run(),
         }

@@ -76,29 +76,37 @@ pub fn normalize<E: Element>(
     given.check(&layout)?;
     parameters.check(&layout)?;
     epilogue.check(&layout)?;
+    with_applied(layout, given, parameters, |params| {
+        (E::compiled().normalize)(Normalized {
+            layout,
+            x,
+            params,
+            epilogue,
+        });
+    });
+    Ok(())
+}
+
+/// Calls `then` with the parameters of the kernels for given statistics: mean, scale and shift.
+pub(crate) fn with_applied<A: Accum>(
+    layout: Layout,
+    given: Given<'_, A>,
+    parameters: Affine<'_, A>,
+    then: impl FnOnce([&[A]; 3]),
+) {
     let channels = layout.channels();
-    let mut applied = vec![E::Accum::default(); 3 * channels];
+    let mut applied = vec![A::default(); 3 * channels];
     let (inv_std, applied) = applied.split_at_mut(channels);
     let (scale, shift) = applied.split_at_mut(channels);
     Isa::current().run(Plain(
         #[inline(always)]
         || {
             given.set_inv_std(inv_std);
-            set_applied(
-                parameters,
-                given.mean_lo,
-                inv_std,
-                [&mut *scale, &mut *shift],
-            );
+            let applied = [&mut *scale, &mut *shift];
+            set_applied(parameters, given.mean_lo, inv_std, applied);
         },
     ));
-    (E::compiled().normalize)(Normalized {
-        layout,
-        x,
-        params: [given.mean, scale, shift],
-        epilogue,
-    });
-    Ok(())
+    then([given.mean, scale, shift]);
 }
 
 /// `(x - mean) * scale + shift`, with vectors of `[channels]`.

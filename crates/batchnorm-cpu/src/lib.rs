@@ -29,7 +29,7 @@
 //! | [`train`] | statistics of the batch, and `y = act((x - mean) * inv_std * gamma + beta + residual)` |
 //! | [`normalize`] | the output with given statistics: inference |
 //! | [`backward`] | the gradients of x, gamma, beta and the residual, of either |
-//! | [`train_weighted`], [`backward_weighted`] | training where positions have weights, or are left out |
+//! | [`train_weighted`], [`normalize_weighted`], [`backward_weighted`] | the same where positions have weights, or are left out |
 //! | [`moments`], [`affine`] | with [`normalize`], the parts of [`train`], for statistics that are masked, merged or blended, and their gradient |
 //! | [`blend`] | running statistics |
 //! | [`reserve`] | fresh memory for results |
@@ -114,4 +114,4 @@ pub use layout::Layout;
 pub use memory::{InOut, Output, reserve};
 pub use simd::Isa;
 pub use statistics::{Affine, Given, Statistics};
-pub use weighted::{Weights, backward_weighted, train_weighted};
+pub use weighted::{Weights, backward_weighted, normalize_weighted, train_weighted};

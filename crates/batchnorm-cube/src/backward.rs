@@ -75,12 +75,15 @@ pub fn train_backward(
 
 /// The gradients of [`normalize`](crate::normalize), for which the statistics are constants: none goes through them.
 ///
+/// With weights, x is taken for the mean wherever it is not finite.
+///
 /// One launch where a channel is one cube's or where gamma's and beta's gradients are not wanted, else two.
 #[allow(clippy::too_many_arguments)]
 pub fn normalize_backward(
     client: &Client,
     problem: Problem,
     x: &Handle,
+    weights: Option<Weights<'_>>,
     dy: &Handle,
     affine: Affine<'_>,
     center: Center<'_>,
@@ -91,7 +94,7 @@ pub fn normalize_backward(
     let call = Call {
         x,
         dy,
-        given: Given::new(center, affine),
+        given: Given::new(center, affine, weights),
         epilogue,
         out,
     };

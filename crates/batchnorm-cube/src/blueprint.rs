@@ -121,6 +121,29 @@ pub(crate) struct ElementBlueprint {
     pub weighting: Weighting,
 }
 
+impl ElementBlueprint {
+    /// Whether the statistics were given.
+    pub fn given(&self) -> bool {
+        matches!(self.parameters, Parameters::Packed | Parameters::Apart)
+    }
+
+    /// Whether an output depends on the weight of its position.
+    pub fn weighs(&self) -> bool {
+        self.weighting.any() && self.given()
+    }
+
+    /// The same for values whose weights have been looked at.
+    pub fn once_weighed(self) -> Self {
+        match self.weighs() {
+            true => Self {
+                weighting: Weighting::Even,
+                ..self
+            },
+            false => self,
+        }
+    }
+}
+
 /// A training forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TrainBlueprint {
@@ -148,10 +171,7 @@ pub(crate) struct GradientBlueprint {
 impl GradientBlueprint {
     /// Whether the statistics were given: no gradient goes through them, so that none has to wait for sums.
     pub fn given(&self) -> bool {
-        matches!(
-            self.element.parameters,
-            Parameters::Packed | Parameters::Apart
-        )
+        self.element.given()
     }
 
     /// Whether tensors are written in the sweep that sums.

@@ -87,7 +87,11 @@ impl<'a> Pass<'a> {
         let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, channels);
         let sums = source != Source::Parameters;
         // Only the sweep behind the sums reads weights.
-        let weights = self.call.given.weights.filter(|_| blueprint.late());
+        let weights = self
+            .call
+            .given
+            .weights
+            .filter(|_| blueprint.late() && !blueprint.given());
         // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
         unsafe {
             backward::gradients::launch_unchecked(

@@ -13,18 +13,21 @@ use crate::support::normalize_needs;
 use crate::{Error, Problem};
 
 /// Normalizes with given statistics: `y = act((x - mean) / sqrt(variance + epsilon) * gamma + beta + residual)`. One launch.
+///
+/// Where a position has no weight and x is not finite, the mean is taken for it. Otherwise weights change nothing.
 #[allow(clippy::too_many_arguments)]
 pub fn normalize(
     client: &Client,
     problem: Problem,
     x: &Handle,
+    weights: Option<Weights<'_>>,
     center: Center<'_>,
     affine: Affine<'_>,
     epsilon: f64,
     epilogue: Epilogue<'_>,
     y: Target<'_>,
 ) -> Result<Launches, Error> {
-    let given = Given::new(center, affine);
+    let given = Given::new(center, affine, weights);
     apply(client, problem, x, given, epsilon, epilogue, y)
 }
 
@@ -75,7 +78,8 @@ fn apply(
         return Ok(session.launches);
     }
     let tensors = [epilogue.residual, y.apart()].iter().flatten().count();
-    session.expect_bindings(normalize_needs(tensors, given.buffers()))?;
+    let weights = given.weights.is_some();
+    session.expect_bindings(normalize_needs(tensors, weights, given.buffers()))?;
     normalize_with(&mut session, x, given, epilogue, y);
     Ok(session.launches)
 }
@@ -88,7 +92,7 @@ pub(crate) struct Given<'a> {
     pub gamma: &'a Handle,
     /// None where it is not read.
     pub beta: Option<&'a Handle>,
-    /// Those that the statistics were taken with.
+    /// Those of the positions, which the statistics were taken with if they are of the batch.
     pub weights: Option<Weights<'a>>,
     pub parameters: Parameters,
 }
@@ -114,7 +118,7 @@ impl<'a> Given<'a> {
     }
 
     /// Given statistics.
-    pub fn new(center: Center<'a>, affine: Affine<'a>) -> Self {
+    pub fn new(center: Center<'a>, affine: Affine<'a>, weights: Option<Weights<'a>>) -> Self {
         let (center, variance, parameters) = match center {
             Center::Packed(center) => (center, None, Parameters::Packed),
             Center::Apart { mean, variance } => (mean, Some(variance), Parameters::Apart),
@@ -124,7 +128,7 @@ impl<'a> Given<'a> {
             variance,
             gamma: affine.gamma,
             beta: Some(affine.beta),
-            weights: None,
+            weights,
             parameters,
         }
     }
@@ -217,8 +221,16 @@ pub(crate) fn normalize_with(
     let x = buffers.bind(x, len);
     let residual = buffers.bind_or_alias(epilogue.residual, len, 0);
     let y = buffers.bind_or_alias(y.apart(), len, 0);
+    // What is not given is not used either: an alias of the center.
+    let same = buffers.bound();
     let [center, variance, gamma, beta] = given.bind(&mut buffers, cut.channels);
-    let shape = cut.shape.element_wise();
+    let blueprint = element_blueprint(
+        cut.shape.element_wise(),
+        given.parameters,
+        given.weights,
+        epilogue,
+    );
+    let weights = given.weights.filter(|_| blueprint.weighs());
     // SAFETY: indices stay below the numbers of vectors that the buffers were checked for; see `Walk`.
     unsafe {
         forward::normalize::launch_unchecked(
@@ -228,6 +240,7 @@ pub(crate) fn normalize_with(
             cut.stored_vector(),
             cut.vector,
             cut.parameter_vector(),
+            cut.weight_vector(blueprint.weighting),
             x,
             residual,
             y,
@@ -235,12 +248,14 @@ pub(crate) fn normalize_with(
             variance,
             gamma,
             beta,
+            buffers.bind_weights(weights, &cut, same),
             cut.geometry(),
             session.numbers(),
-            element_blueprint(shape, given.parameters, given.weights, epilogue),
+            blueprint,
             session.types(&cut),
         );
     }
     let tensors = 1 + usize::from(epilogue.residual.is_some());
     session.record("normalize", (tensors, given.vectors()), (1, 0));
+    session.record_weights(weights);
 }

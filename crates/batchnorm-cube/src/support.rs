@@ -32,8 +32,10 @@ pub enum Operation {
     Normalize {
         /// Whether there is a residual.
         residual: bool,
+        /// Whether positions have weights, of channels of their own or not.
+        weights: bool,
     },
-    /// [`normalize_backward`](crate::normalize_backward), with all gradients.
+    /// [`normalize_backward`](crate::normalize_backward), with all gradients. Weights make no difference.
     NormalizeBackward {
         /// Whether there is a residual.
         residual: bool,
@@ -57,8 +59,9 @@ pub fn supports(
     }
     let splits = Cut::reduction(problem, &device).splits();
     let name = &properties.identity.name;
-    if let Operation::Train { weights: true, .. } | Operation::TrainBackward { weights: true, .. } =
-        operation
+    if let Operation::Train { weights: true, .. }
+    | Operation::TrainBackward { weights: true, .. }
+    | Operation::Normalize { weights: true, .. } = operation
     {
         buffer(&device, problem.weight_bytes(true), name)?;
     }
@@ -78,10 +81,11 @@ pub fn supports(
             route(&device, splits, needs, name).map(|_| ())
         }
         Operation::Moments => route(&device, splits, MOMENTS_NEEDS, name).map(|_| ()),
-        Operation::Normalize { residual } => {
-            bindings(&device, normalize_needs(1 + usize::from(residual), 2), name)
+        Operation::Normalize { residual, weights } => {
+            let needs = normalize_needs(1 + usize::from(residual), weights, 2);
+            bindings(&device, needs, name)
         }
-        Operation::Affine => bindings(&device, normalize_needs(1, 1), name),
+        Operation::Affine => bindings(&device, normalize_needs(1, false, 1), name),
     }
 }
 
@@ -219,9 +223,9 @@ pub(crate) fn train_needs(tensors: usize, weights: bool, running: bool) -> Needs
     }
 }
 
-/// Of `normalize` and `affine`: `tensors` besides x, and the buffers of the statistics.
-pub(crate) fn normalize_needs(tensors: usize, center: usize) -> usize {
-    3 + tensors + center
+/// Of `normalize` and `affine`: `tensors` besides x; whether there are weights; the buffers of the statistics.
+pub(crate) fn normalize_needs(tensors: usize, weights: bool, center: usize) -> usize {
+    3 + tensors + usize::from(weights) + center
 }
 
 /// Of `train_backward`: a residual, if it is read; whether there are weights; beta like the residual; tensors that are written apart.

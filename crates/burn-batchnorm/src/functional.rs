@@ -159,5 +159,5 @@ pub fn normalize<const D: usize>(
     let parameters = [gamma, beta].map(Parameter::Learned);
     let operands = Operands::new(input, parameters, epilogue, epsilon, channel_axis)?;
     operands.check_center(&center)?;
-    Ok(operands.normalize_by_center(center))
+    Ok(operands.normalize_by_center(center, None))
 }

@@ -197,12 +197,8 @@ impl<const D: usize> Operands<D> {
             _ => composed::train::<Dispatch>,
         };
         let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
-        let weights = match weights {
-            Some(weights) => Maybe::Present(weights.into_dispatch()),
-            None => Maybe::Absent,
-        };
         let (y, moments, mean, variance) =
-            train(x, gamma, beta, residual, weights, old, pass, update);
+            train(x, gamma, beta, residual, maybe(weights), old, pass, update);
         let moments = Tensor::<2>::from_dispatch(moments).without_autodiff();
         let statistic = |tensor| Tensor::<1>::from_dispatch(tensor).without_autodiff();
         let running = inside.map(|_| [statistic(mean), statistic(variance)]);
@@ -218,8 +214,9 @@ impl<const D: usize> Operands<D> {
         center(self.input.clone(), self.pass.view, weights, self.fused)
     }
 
-    /// Normalizes by constants, on whatever device they are.
-    pub(crate) fn normalize_by(self, statistics: &Values) -> Tensor<D> {
+    /// Normalizes by constants, on whatever device they are. `weights` are as for
+    /// [`train_weighted`](Self::train_weighted).
+    pub(crate) fn normalize_by(self, statistics: &Values, weights: Option<Tensor<3>>) -> Tensor<D> {
         let dtype = self.gamma.dtype();
         let here = |tensor: &Tensor<1>| {
             cast(to_device(tensor.clone(), &self.device), dtype)
@@ -227,7 +224,7 @@ impl<const D: usize> Operands<D> {
                 .into_dispatch()
         };
         let moments = Moments::Running(here(&statistics.mean), here(&statistics.variance));
-        self.normalize(moments)
+        self.normalize(moments, weights)
     }
 
     /// Whether a center has the shape and the place of one of these operands.
@@ -244,20 +241,20 @@ impl<const D: usize> Operands<D> {
     }
 
     /// Normalizes by variables, as [`moments`] returns them.
-    pub(crate) fn normalize_by_center(self, center: Tensor<2>) -> Tensor<D> {
+    pub(crate) fn normalize_by_center(
+        self,
+        center: Tensor<2>,
+        weights: Option<Tensor<3>>,
+    ) -> Tensor<D> {
         let channels = self.pass.view.channels;
         let center = cast(center.slice([0..3, 0..channels]), self.gamma.dtype());
         let fused = self.fused && is_fused(&center.device());
         let operands = Self { fused, ..self };
-        operands.normalize(Moments::Center(center.into_dispatch()))
+        operands.normalize(Moments::Center(center.into_dispatch()), weights)
     }
 
     pub(crate) fn input(&self) -> &Tensor<D> {
         &self.input
-    }
-
-    pub(crate) fn has_residual(&self) -> bool {
-        self.residual.is_some()
     }
 
     pub(crate) fn view(&self) -> View {
@@ -282,14 +279,6 @@ impl<const D: usize> Operands<D> {
     pub(crate) fn map_input(self, map: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Self {
         Self {
             input: map(self.input),
-            ..self
-        }
-    }
-
-    /// The same with another residual, if there is one.
-    pub(crate) fn map_residual(self, map: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Self {
-        Self {
-            residual: self.residual.map(map),
             ..self
         }
     }
@@ -332,7 +321,7 @@ impl<const D: usize> Operands<D> {
         }
     }
 
-    fn normalize(self, moments: Moments<Dispatch>) -> Tensor<D> {
+    fn normalize(self, moments: Moments<Dispatch>, weights: Option<Tensor<3>>) -> Tensor<D> {
         let normalize = match self.fused {
             #[cfg(any(feature = "host", feature = "cube"))]
             true => Dispatch::normalize,
@@ -340,7 +329,7 @@ impl<const D: usize> Operands<D> {
             _ => composed::normalize::<Dispatch>,
         };
         let (dtype, x, gamma, beta, residual, pass) = self.into_dispatch();
-        let y = normalize(x, moments, gamma, beta, residual, pass);
+        let y = normalize(x, moments, gamma, beta, residual, maybe(weights), pass);
         cast(Tensor::from_dispatch(y), dtype)
     }
 
@@ -355,16 +344,20 @@ impl<const D: usize> Operands<D> {
         Maybe<Dispatch>,
         Pass,
     ) {
-        let residual = match self.residual {
-            Some(residual) => Maybe::Present(residual.into_dispatch()),
-            None => Maybe::Absent,
-        };
+        let residual = maybe(self.residual);
         let (x, gamma, beta) = (
             self.input.into_dispatch(),
             self.gamma.into_dispatch(),
             self.beta.into_dispatch(),
         );
         (self.dtype, x, gamma, beta, residual, self.pass)
+    }
+}
+
+fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> Maybe<Dispatch> {
+    match tensor {
+        Some(tensor) => Maybe::Present(tensor.into_dispatch()),
+        None => Maybe::Absent,
     }
 }
 

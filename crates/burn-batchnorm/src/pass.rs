@@ -193,7 +193,7 @@ impl BatchNorm {
         let simple = weights.is_none() && scope::current() == Scope::Closed;
         match (source.by, source.enter) {
             (Statistics::Running, false) if simple => {
-                Ok(operands.normalize_by(&self.checked(statistics.values())?))
+                Ok(operands.normalize_by(&self.checked(statistics.values())?, None))
             }
             (Statistics::Batch, false) if simple => Ok(self.kept(operands).train(None).output),
             (Statistics::Batch, true) if simple && self.config.is_plain() => {

@@ -86,11 +86,7 @@ impl<Act> Behind<Act> {
     /// `x - mean`, 0 where x is not finite at a position without a weight.
     #[inline(always)]
     fn centred<S: Simd, A: Accum>(x: Reg<S, A>, weight: Reg<S, A>, mean: Reg<S, A>) -> Reg<S, A> {
-        let centred = x - mean;
-        #[allow(clippy::eq_op, reason = "0 but for what is not finite")]
-        let finite = (centred - centred).eq(zero());
-        let selected = finite.select(centred, zero());
-        present::<S, A>(weight).select(centred, selected)
+        Self::counted(x - mean, weight)
     }
 
     /// `z`, what the activation is applied to.
@@ -99,6 +95,7 @@ impl<Act> Behind<Act> {
         self,
         centred: Reg<S, A>,
         residual: Reg<S, A>,
+        weight: Reg<S, A>,
         [_, scale, shift, ..]: &[Reg<S, A>; PARAMS],
     ) -> Reg<S, A>
     where
@@ -106,9 +103,18 @@ impl<Act> Behind<Act> {
     {
         let z = centred.mul_add(*scale, *shift);
         match Act::ANY && self.residual {
-            true => z + residual,
+            true => z + Self::counted(residual, weight),
             false => z,
         }
+    }
+
+    /// The value, 0 where it is not finite at a position without a weight.
+    #[inline(always)]
+    fn counted<S: Simd, A: Accum>(value: Reg<S, A>, weight: Reg<S, A>) -> Reg<S, A> {
+        #[allow(clippy::eq_op, reason = "0 but for what is not finite")]
+        let finite = (value - value).eq(zero());
+        let selected = finite.select(value, zero());
+        present::<S, A>(weight).select(value, selected)
     }
 
     /// `x - mean` and `g = dy * act'(z)`.
@@ -126,7 +132,7 @@ impl<Act> Behind<Act> {
         if !Act::ANY {
             return (centred, dy);
         }
-        let z = self.argument::<S, A>(centred, residual, params);
+        let z = self.argument::<S, A>(centred, residual, weight, params);
         (centred, self.activation.gradient::<S>(z, dy))
     }
 }
@@ -151,7 +157,7 @@ impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedNormalize<Act> {
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
         let centred = Behind::<Act>::centred::<S, A>(x, weight, params[0]);
-        let z = self.0.argument::<S, A>(centred, residual, params);
+        let z = self.0.argument::<S, A>(centred, residual, weight, params);
         [self.0.activation.value::<S>(z), zero()]
     }
 }
@@ -184,9 +190,13 @@ impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedGradientSums<Act> {
 
 /// The gradients of the input and, if the tile has a place for it, of the residual.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightedXGradient<Act>(pub Behind<Act>);
+pub(crate) struct WeightedXGradient<A, Act> {
+    pub behind: Behind<Act>,
+    /// 0 if the statistics are constants, as for [`XGradient`](super::kernels::XGradient).
+    pub of_batch: A,
+}
 
-impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedXGradient<Act> {
+impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedXGradient<A, Act> {
     const INPUTS: usize = 2 + Act::ANY as usize;
     const OUTPUTS: usize = 2;
     const PARAMS: usize = PARAMS;
@@ -201,8 +211,10 @@ impl<A: Accum, Act: Activate<A>> Kernel<A> for WeightedXGradient<Act> {
         params: &[Reg<S, A>; PARAMS],
         _sums: &mut [Reg<S, A>; 2],
     ) -> [Reg<S, A>; OUTPUTS] {
-        let (centred, g) = self.0.gradient::<S, A>(inputs, weight, params);
+        let (centred, g) = self.behind.gradient::<S, A>(inputs, weight, params);
         let [_, _, _, a, b, c] = *params;
+        // 0 where the position or the batch has no part in the statistics.
+        let weight = weight * self.of_batch.splat();
         let through = centred.mul_add(b, c) * weight;
         let through = present::<S, A>(weight).select(through, zero());
         [g.mul_add(a, through), g]

@@ -1,4 +1,4 @@
-//! Training with weighted positions: masks, padding, importance.
+//! Weighted positions: masks, padding, importance.
 //!
 //! With a weight `w >= 0` for every position and `W = sum(w)` over a channel,
 //!
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A position of weight 0 is left out, whatever it holds. Its output is `act((x - mean) * inv_std * gamma + beta + residual)` like all others; where x is
-//! not finite there, its mean is taken instead.
+//! not finite there, its mean is taken instead, and for such a residual 0.
 //!
 //! **Backward.** As in `backward.rs`, with `d mean / dx_i = w_i / W` and `d var / dx_i = 2 w_i (x_i - mean) / W`, since `sum(w (x - mean)) = 0`:
 //!
@@ -30,22 +30,24 @@
 //! Squares are not scaled, as those of the plain statistics are: from a spread of 1e19 in `f32` the variance is infinite.
 
 mod backward;
+mod normalize;
 mod train;
 
 pub(crate) use backward::Backward;
+pub(crate) use normalize::Normalize;
 pub(crate) use train::Train;
 
 use crate::activation::{Curve, Epilogue};
-use crate::backward::Gradients;
+use crate::backward::{Gradients, Saved};
 use crate::cut::PerChannel;
 use crate::driver::{self, Next, Reduced};
-use crate::forward::check_output;
+use crate::forward::{check_output, with_applied};
 use crate::memory::InOut;
 use crate::simd::kernels::Curved;
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
 use crate::simd::weighted::WeightSums;
-use crate::statistics::{Affine, Statistics, check_epsilon};
+use crate::statistics::{Affine, Given, Statistics, check_epsilon};
 use crate::{Accum, Element, Error, Layout};
 
 /// Weights of positions, not negative; 0 leaves a position out.
@@ -161,18 +163,49 @@ pub fn train_weighted<E: Element>(
     Ok(())
 }
 
-/// The backward pass of [`train_weighted`]; `statistics` and `sums` are what it wrote. Otherwise as [`backward`](crate::backward).
+/// As [`normalize`](crate::normalize), where x and a residual that are not finite at a position of weight 0 are taken for the mean and for 0.
 ///
 /// # Errors
 ///
-/// As for [`backward`](crate::backward), and [`Error::Length`] for `weights` and `sums` that do not fit the layout.
+/// As for [`normalize`](crate::normalize), and [`Error::Length`] for `weights` that do not fit the layout.
+pub fn normalize_weighted<E: Element>(
+    layout: Layout,
+    x: InOut<'_, E>,
+    weights: Weights<'_, E::Accum>,
+    given: Given<'_, E::Accum>,
+    affine: Affine<'_, E::Accum>,
+    epilogue: Epilogue<'_, E>,
+) -> Result<(), Error> {
+    check_output(&layout, &x)?;
+    weights.check(&layout)?;
+    given.check(&layout)?;
+    affine.check(&layout)?;
+    epilogue.check(&layout)?;
+    with_applied(layout, given, affine, |params| {
+        (E::compiled().normalize_weighted)(Normalize {
+            layout,
+            x,
+            weights,
+            params,
+            epilogue,
+        });
+    });
+    Ok(())
+}
+
+/// The backward pass of [`train_weighted`], whose statistics and `sums` are what it wrote, or of [`normalize_weighted`], with given statistics and
+/// no `sums`. Otherwise as [`backward`](crate::backward()).
+///
+/// # Errors
+///
+/// As for [`backward`](crate::backward()), and [`Error::Length`] for `weights` and `sums` that do not fit the layout.
 #[allow(clippy::too_many_arguments)]
 pub fn backward_weighted<E: Element>(
     layout: Layout,
     x: &[E],
     weights: Weights<'_, E::Accum>,
     y_grad: InOut<'_, E>,
-    statistics: Statistics<&[E::Accum]>,
+    saved: Saved<'_, E::Accum>,
     sums: &[E::Accum],
     affine: Affine<'_, E::Accum>,
     epilogue: Epilogue<'_, E>,
@@ -181,8 +214,13 @@ pub fn backward_weighted<E: Element>(
     layout.expect_elements("x", x.len())?;
     weights.check(&layout)?;
     y_grad.check(&layout, "y_grad", "x_grad")?;
-    statistics.check(&layout)?;
-    layout.expect_channels("sums", sums.len())?;
+    match &saved {
+        Saved::Batch(statistics) => {
+            statistics.check(&layout)?;
+            layout.expect_channels("sums", sums.len())?;
+        }
+        Saved::Given(given) => given.check(&layout)?,
+    }
     affine.check(&layout)?;
     epilogue.check(&layout)?;
     out.check(&layout, &epilogue)?;
@@ -191,7 +229,7 @@ pub fn backward_weighted<E: Element>(
         x,
         weights,
         y_grad,
-        statistics,
+        saved,
         sums,
         affine,
         epilogue,

@@ -1,9 +1,9 @@
-//! Training with weighted positions, against the reference.
+//! Weighted positions, against the reference.
 
-use batchnorm_cpu::reference::{Problem, gradient};
+use batchnorm_cpu::reference::{Problem, Used, gradient};
 use batchnorm_cpu::{
-    Accum, Activation, Error, Gradients, InOut, Isa, Layout, Output, Statistics, Weights,
-    backward_weighted, train_weighted,
+    Accum, Activation, Epilogue, Error, Given, Gradients, InOut, Isa, Layout, Output, Saved,
+    Statistics, Weights, backward_weighted, normalize_weighted, train_weighted,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -43,18 +43,8 @@ impl<E: Tested> Weighted<E> {
                 case.problem.x[i] = missing;
             }
         }
-        // A value at a kink may fall on either side of it. Without a gradient it does not matter.
-        let linear = Problem {
-            activation: Activation::None,
-            ..case.problem.clone()
-        };
-        let z = linear.forward(&linear.weighted(&full));
-        for (dy, z) in case.dy.iter_mut().zip(z) {
-            let slope = |z: f64| gradient(case.problem.activation, z, 1.0);
-            if (slope(z - 1e-4) - slope(z + 1e-4)).abs() > 1e-2 {
-                *dy = narrow(&[0.0])[0];
-            }
-        }
+        let used = case.problem.weighted(&full);
+        case.dy = without_kinks(&case.problem, &used, case.dy);
         Self { case, weights, own }
     }
 
@@ -95,13 +85,100 @@ impl<E: Tested> Weighted<E> {
             &case.x,
             self.weights(),
             dy,
-            case.batch(statistics),
+            Saved::Batch(case.batch(statistics)),
             sums,
             case.affine(),
             case.epilogue(),
             out,
         )
         .expect("valid");
+    }
+
+    /// With statistics that are not those of the batch, and are constants.
+    fn check_given(&self, what: &str) {
+        let (case, layout) = (&self.case, self.case.layout());
+        let of_channel = |f: fn(f64) -> f64| -> Vec<E::Accum> {
+            let values = (0..layout.channels()).map(|c| E::Accum::from_f64(f(c as f64)));
+            values.collect()
+        };
+        let (mean, variance) = (of_channel(|c| 0.3 * c - 0.5), of_channel(|c| 0.5 + c));
+        let given = Given {
+            mean: &mean,
+            mean_lo: None,
+            variance: &variance,
+            epsilon: case.problem.epsilon,
+        };
+        let inv_std = |v: &E::Accum| 1.0 / (v.to_f64() + given.epsilon).sqrt();
+        let used = Used {
+            mean: wide(&mean),
+            inv_std: variance.iter().map(inv_std).collect(),
+        };
+        let weights = full(layout, &wide(&self.weights), self.own);
+        let (mut problem, mut residual) = (case.problem.clone(), case.residual.clone());
+        for i in (0..weights.len()).filter(|i| weights[*i] == 0.0) {
+            let c = i / layout.inner() % layout.channels();
+            if !problem.x[i].is_finite() {
+                problem.x[i] = used.mean[c];
+            }
+            // A residual that is not finite is taken for 0.
+            if let (Some(residual), Some(expected)) = (&mut residual, &mut problem.residual)
+                && i % 2 == 0
+            {
+                residual[i] = narrow(&[f64::NAN])[0];
+                expected[i] = 0.0;
+            }
+        }
+        let epilogue = Epilogue {
+            residual: residual.as_deref(),
+            activation: problem.activation,
+        };
+        let dy: Vec<E> = without_kinks(&problem, &used, case.dy.clone());
+        let mut y: Vec<E> = narrow(&vec![f64::NAN; case.x.len()]);
+        let affine = case.affine();
+        let x = InOut::new(&case.x, &mut y);
+        normalize_weighted(layout, x, self.weights(), given, affine, epilogue).expect("valid");
+        let expected = problem.forward(&used);
+        compare(&y, &expected, E::GRADIENT, &format!("y, given, {what}"));
+
+        let expected = problem.inference_backward(&used, &wide(&dy));
+        let mut x_grad: Vec<E> = narrow(&vec![f64::NAN; case.x.len()]);
+        let [mut gamma, mut beta] = [(); 2].map(|()| of_channel(|_| f64::NAN));
+        let out = Gradients {
+            residual: None,
+            gamma: Some(&mut gamma),
+            beta: Some(&mut beta),
+        };
+        let (weights, saved) = (self.weights(), Saved::Given(given));
+        let (x, given_dy) = (&case.x, &dy);
+        let dy = InOut::new(given_dy, &mut x_grad);
+        backward_weighted(layout, x, weights, dy, saved, &[], affine, epilogue, out)
+            .expect("valid");
+        let many = (layout.samples_per_channel() as f64).sqrt().max(1.0);
+        let digits = 8.0 * E::VECTOR * many;
+        compare(
+            &gamma,
+            &expected.gamma,
+            digits,
+            &format!("gamma_grad, given, {what}"),
+        );
+        compare(
+            &beta,
+            &expected.beta,
+            digits,
+            &format!("beta_grad, given, {what}"),
+        );
+        compare(
+            &x_grad,
+            &expected.x,
+            E::GRADIENT,
+            &format!("x_grad, given, {what}"),
+        );
+        let mut alone: Vec<E> = narrow(&vec![f64::NAN; case.x.len()]);
+        let dy = InOut::new(given_dy, &mut alone);
+        let none = Gradients::default();
+        backward_weighted(layout, x, weights, dy, saved, &[], affine, epilogue, none)
+            .expect("valid");
+        assert!(wide(&alone) == wide(&x_grad), "x_grad alone, given, {what}");
     }
 
     fn check(&self, what: &str) {
@@ -111,6 +188,7 @@ impl<E: Tested> Weighted<E> {
             "{what}: {layout:?} {:?}, own {}",
             problem.activation, self.own
         );
+        self.check_given(&what);
         let weights = full(layout, &wide(&self.weights), self.own);
         let used = problem.weighted(&weights);
         let [mean, variance, sums] = problem.weighted_statistics(&weights);
@@ -197,6 +275,21 @@ impl<E: Tested> Weighted<E> {
             );
         }
     }
+}
+
+/// A gradient of 0 where a value is at a kink and may fall on either side of it.
+fn without_kinks<E: Tested>(problem: &Problem, used: &Used, mut dy: Vec<E>) -> Vec<E> {
+    let linear = Problem {
+        activation: Activation::None,
+        ..problem.clone()
+    };
+    for (dy, z) in dy.iter_mut().zip(linear.forward(used)) {
+        let slope = |z: f64| gradient(problem.activation, z, 1.0);
+        if (slope(z - 1e-4) - slope(z + 1e-4)).abs() > 1e-2 {
+            *dy = narrow(&[0.0])[0];
+        }
+    }
+    dy
 }
 
 /// A weight for every value.

@@ -88,7 +88,7 @@ fn step<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     let mut shares = Sequence::<Vector<A, N>>::new();
     #[unroll]
     for _ in 0..at_once {
-        if comptime!(element.weighting.any()) {
+        if comptime!(element.weighting.any() && !blueprint.given()) {
             shares.push(weight::<A, W, N>(
                 weights,
                 walk.index,

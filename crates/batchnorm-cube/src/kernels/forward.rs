@@ -12,7 +12,7 @@ use super::merge::{Partial, merge_few, merge_many};
 use super::moments::reduce;
 use super::numbers::{Numbers, inverse_of_deviation};
 use super::walk::{Geometry, Walk};
-use super::weighted::or_new;
+use super::weighted::{or_else, or_new, weight};
 use crate::blueprint::{CubeShape, ElementBlueprint, Merge, Source, TrainBlueprint};
 
 /// Writes the statistics of a channel: rows of the mean, of what rounding took from it and of the variance, with `train` of the inverse
@@ -65,10 +65,12 @@ fn times<A: Float, P: Size>(value: Vector<A, P>, weight: A) -> Vector<A, P> {
 ///
 /// `y` may be `x`: a unit reads an element before it writes it, and no other unit reads it.
 #[cube]
-fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
+#[allow(clippy::too_many_arguments)]
+fn sweep<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     x: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     y: &mut [Vector<E, M>],
+    weights: &[Vector<A, W>],
     affine: Affine<A, N>,
     geometry: &Geometry,
     numbers: &Numbers,
@@ -77,14 +79,14 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
     let at_once = comptime!(blueprint.shape.at_once);
     let mut walk = Walk::new(geometry, comptime!(blueprint.shape.backwards));
     for _ in 0..walk.count / at_once {
-        outputs::<E, A, M, N>(
-            x, residual, y, &mut walk, affine, numbers, at_once, blueprint,
+        outputs::<E, A, M, N, W>(
+            x, residual, y, weights, &mut walk, affine, numbers, at_once, blueprint,
         );
     }
     if comptime!(at_once > 1) {
         for _ in 0..walk.count % at_once {
-            outputs::<E, A, M, N>(
-                x, residual, y, &mut walk, affine, numbers, 1usize, blueprint,
+            outputs::<E, A, M, N, W>(
+                x, residual, y, weights, &mut walk, affine, numbers, 1usize, blueprint,
             );
         }
     }
@@ -93,10 +95,11 @@ fn sweep<E: Numeric, A: Float, M: Size, N: Size>(
 /// The output of the next few vectors.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn outputs<E: Numeric, A: Float, M: Size, N: Size>(
+fn outputs<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     x: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     y: &mut [Vector<E, M>],
+    weights: &[Vector<A, W>],
     walk: &mut Walk,
     affine: Affine<A, N>,
     numbers: &Numbers,
@@ -106,8 +109,19 @@ fn outputs<E: Numeric, A: Float, M: Size, N: Size>(
     let shape = comptime!(blueprint.shape);
     let mut places = Sequence::<usize>::new();
     let mut values = Sequence::<Vector<A, N>>::new();
+    let mut counted = Sequence::<Vector<A, N>>::new();
+    let weighs = comptime!(blueprint.weighs());
     #[unroll]
     for _ in 0..at_once {
+        if comptime!(weighs) {
+            let weighting = comptime!(blueprint.weighting);
+            counted.push(weight::<A, W, N>(
+                weights,
+                walk.index,
+                walk.position,
+                weighting,
+            ));
+        }
         let i = walk.next(comptime!(shape.backwards), shape);
         places.push(i);
         values.push(read::<E, A, M, N>(x, i, shape));
@@ -116,6 +130,12 @@ fn outputs<E: Numeric, A: Float, M: Size, N: Size>(
     for k in 0..at_once {
         let i = *places.index(k);
         let value = *values.index(k);
+        let value = if comptime!(weighs) {
+            or_else::<A, N>(value, affine.mean, *counted.index(k))
+        } else {
+            value
+        };
+        let blueprint = comptime!(blueprint.once_weighed());
         let value = output::<E, A, M, N>(value, affine, residual, i, numbers, blueprint);
         write::<E, A, M, N>(y, i, value, shape);
     }
@@ -123,7 +143,7 @@ fn outputs<E: Numeric, A: Float, M: Size, N: Size>(
 
 /// `y = act((x - mean) * inv_std * gamma + beta + residual)`, with given parameters of any kind.
 #[cube(launch_unchecked)]
-pub(crate) fn normalize<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
+pub(crate) fn normalize<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
     x: &[Vector<E, M>],
     residual: &[Vector<E, M>],
     y: &mut [Vector<E, M>],
@@ -131,6 +151,7 @@ pub(crate) fn normalize<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
     variance: &[Vector<A, P>],
     gamma: &[Vector<A, P>],
     beta: &[Vector<A, P>],
+    weights: &[Vector<A, W>],
     geometry: &Geometry,
     numbers: &Numbers,
     #[comptime] blueprint: ElementBlueprint,
@@ -148,7 +169,9 @@ pub(crate) fn normalize<E: Numeric, A: Float, M: Size, N: Size, P: Size>(
         comptime!(blueprint.parameters),
     );
     let affine = spread::<A, P, N>(affine);
-    sweep::<E, A, M, N>(x, residual, y, affine, geometry, numbers, blueprint);
+    sweep::<E, A, M, N, W>(
+        x, residual, y, weights, affine, geometry, numbers, blueprint,
+    );
 }
 
 /// The statistics of every channel from those of the splits, and the running update.
@@ -253,10 +276,11 @@ pub(crate) fn train<E: Numeric, A: Float, M: Size, N: Size, P: Size, W: Size>(
         shift: beta[walk.channel],
     };
     let affine = spread::<A, P, N>(affine);
-    sweep::<E, A, M, N>(
+    sweep::<E, A, M, N, W>(
         x,
         residual,
         y,
+        weights,
         affine,
         geometry,
         numbers,

@@ -11,8 +11,9 @@
 //! `dgamma` and `dbeta` go over all positions: those of weight 0 are normalized too.
 //!
 //! A position of weight 0 is left out by selection, whatever it holds. Where a value is not finite there, the sweeps that normalize take the
-//! channel's mean for it, and need no weight to know: one that is not finite at a position that counts makes the variance NaN, and with it
-//! the whole channel.
+//! channel's mean for it, and need no weight to know where the statistics are those of the batch: one that is not finite at a position that
+//! counts makes the variance NaN, and with it the whole channel. Given statistics it does not touch, so there the forward reads the weights;
+//! the backward takes the mean for every such value, whose output, and with it the gradient that arrives, is NaN already.
 //!
 //! The statistics are those of `moments.rs`, with the sum of weights for a count. A block's pivot is the median of the first three values of
 //! each lane that have a weight, which lanes reach at different steps. The forward reads the weights once and so does the backward: next to
@@ -64,6 +65,18 @@ pub(crate) fn or_new<A: Float, P: Size>(
 pub(crate) fn or_mean<A: Float, N: Size>(x: Vector<A, N>, centred: Vector<A, N>) -> Vector<A, N> {
     let zero = Vector::new(A::new(0.0));
     select_many(x.is_nan(), zero, select_many(x.is_inf(), zero, centred))
+}
+
+/// The value; something else where it is not finite and has no weight.
+#[cube]
+pub(crate) fn or_else<A: Float, N: Size>(
+    value: Vector<A, N>,
+    other: Vector<A, N>,
+    weight: Vector<A, N>,
+) -> Vector<A, N> {
+    let finite = select_many(value.is_inf(), other, value);
+    let finite = select_many(value.is_nan(), other, finite);
+    select_many(weight.equal(&Vector::new(A::new(0.0))), finite, value)
 }
 
 /// The sums over the next `count` vectors.

@@ -30,7 +30,7 @@ fn run(client: &Client, activation: Activation, x: &[f64], dy: &[f64]) -> [Vec<f
     };
     let target = Target::To(&y);
     normalize(
-        client, problem, &x_in, center, affine, 0.0, epilogue, target,
+        client, problem, &x_in, None, center, affine, 0.0, epilogue, target,
     )
     .unwrap();
     let out = Gradients {
@@ -39,7 +39,7 @@ fn run(client: &Client, activation: Activation, x: &[f64], dy: &[f64]) -> [Vec<f
         ..Gradients::default()
     };
     normalize_backward(
-        client, problem, &x_in, &dy_in, affine, center, 0.0, epilogue, out,
+        client, problem, &x_in, None, &dy_in, affine, center, 0.0, epilogue, out,
     )
     .unwrap();
     [&y, &dx, &dbeta].map(|handle| download(client, F32, handle))
@@ -171,7 +171,7 @@ fn a_variance_of_zero_gives_beta() {
             let y = empty(&client, F32, 8);
             let (epilogue, target) = (Epilogue::default(), Target::To(&y));
             normalize(
-                &client, problem, &x, center, affine, epsilon, epilogue, target,
+                &client, problem, &x, None, center, affine, epsilon, epilogue, target,
             )
             .unwrap();
             assert_eq!(download(&client, F32, &y), [0.25; 8], "{epsilon}");

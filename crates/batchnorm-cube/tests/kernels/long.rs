@@ -101,7 +101,10 @@ fn check_normalize(client: &Client, problem: Problem) {
     };
     let epilogue = Epilogue::default();
     let target = Target::To(&y);
-    normalize(client, problem, &x, center, affine, 0.0, epilogue, target).unwrap();
+    normalize(
+        client, problem, &x, None, center, affine, 0.0, epilogue, target,
+    )
+    .unwrap();
     for (i, (got, x)) in download(client, F32, &y).iter().zip(&values).enumerate() {
         let expected = (x - 0.5) * 1.5 + 0.25;
         assert!((got - expected).abs() < 1e-5, "y[{i}]: {got}");
@@ -114,7 +117,10 @@ fn check_normalize(client: &Client, problem: Problem) {
         beta: Some(&dbeta),
         residual: None,
     };
-    normalize_backward(client, problem, &x, &x, affine, center, 0.0, epilogue, out).unwrap();
+    normalize_backward(
+        client, problem, &x, None, &x, affine, center, 0.0, epilogue, out,
+    )
+    .unwrap();
     for (i, (got, x)) in download(client, F32, &dx).iter().zip(&values).enumerate() {
         assert!((got - 1.5 * x).abs() < 1e-5, "dx[{i}]: {got}");
     }

@@ -113,7 +113,7 @@ fn normalized(
         false => (Target::To(&y_out), &y_out),
     };
     let launches = normalize(
-        client, problem, &x_over, center, affine, EPSILON, epilogue, target,
+        client, problem, &x_over, None, center, affine, EPSILON, epilogue, target,
     )
     .unwrap();
     assert_eq!(launches.count(), 1);
@@ -131,7 +131,7 @@ fn normalized(
     };
     let backward = |dy, out| {
         normalize_backward(
-            client, problem, &x_in, dy, affine, center, EPSILON, epilogue, out,
+            client, problem, &x_in, None, dy, affine, center, EPSILON, epilogue, out,
         )
         .unwrap()
     };

@@ -45,18 +45,21 @@ fn card(bindings: u32, buffer: u64) -> DeviceProperties {
     properties
 }
 
-fn operations(residual: bool) -> [Operation; 8] {
+fn operations(residual: bool) -> [Operation; 9] {
     let weights = [false, true];
     let [train, train_weighted] = weights.map(|weights| Operation::Train { residual, weights });
     let [backward, backward_weighted] =
         weights.map(|weights| Operation::TrainBackward { residual, weights });
+    let [normalize, normalize_weighted] =
+        weights.map(|weights| Operation::Normalize { residual, weights });
     [
         train,
         backward,
         train_weighted,
         backward_weighted,
         Operation::Moments,
-        Operation::Normalize { residual },
+        normalize,
+        normalize_weighted,
         Operation::NormalizeBackward { residual },
         Operation::Affine,
     ]

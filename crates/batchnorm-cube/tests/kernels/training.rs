@@ -151,6 +151,7 @@ impl<'a> Training<'a> {
             self.client,
             self.problem,
             &self.x,
+            None,
             Center::Apart { mean, variance },
             self.affine(),
             1e-5,

@@ -238,3 +238,65 @@ fn weights_cost_little() {
         }
     }
 }
+
+/// With given statistics a value that is not finite stays what it is where it has a weight, and is taken for the mean where it has none.
+#[test]
+fn given_statistics_and_what_has_no_weight() {
+    let Some(client) = &client() else { return };
+    for layout in layouts() {
+        let problem = Problem::new(layout, F32);
+        let value = |i: usize| match i % 4 {
+            0 => NAN,
+            1 => f64::INFINITY,
+            i => i as f64,
+        };
+        let x: Vec<f64> = (0..layout.len()).map(value).collect();
+        let absent = |i: usize| i % 3 == 0;
+        let weights: Vec<f64> = (0..layout.len()).map(|i| f64::from(!absent(i))).collect();
+        let dy: Vec<f64> = (0..layout.len()).map(upstream).collect();
+        let [x_in, weights, dy_in] = [&x, &weights, &dy].map(|v| upload(client, F32, v));
+        let channels = layout.channels;
+        let [mean, variance, gamma, beta] =
+            [2.0, 3.0, 0.5, 0.25].map(|v| upload(client, F32, &vec![v; channels]));
+        let [y, dx] = [(); 2].map(|()| empty(client, F32, layout.len()));
+        let [dgamma, dbeta] = [(); 2].map(|()| empty(client, F32, channels));
+        let (mean, variance) = (&mean, &variance);
+        let center = Center::Apart { mean, variance };
+        let affine = Affine {
+            gamma: &gamma,
+            beta: &beta,
+        };
+        let weights = Some(Weights::Own(&weights));
+        let (epilogue, target) = (Epilogue::default(), Target::To(&y));
+        let launches = normalize(
+            client, problem, &x_in, weights, center, affine, 1.0, epilogue, target,
+        );
+        assert_eq!(launches.unwrap().count(), 1);
+        let y = download(client, F32, &y);
+        for i in 0..layout.len() {
+            let x = match absent(i) && !x[i].is_finite() {
+                true => 2.0,
+                false => x[i],
+            };
+            let expected = (x - 2.0) / 2.0 * 0.5 + 0.25;
+            let same = y[i] == expected || (y[i] - expected).abs() < 1e-6;
+            let same = same || y[i].is_nan() && expected.is_nan();
+            assert!(same, "{layout:?} at {i}: {} for {expected}", y[i]);
+        }
+
+        let out = Gradients {
+            input: Some(Target::To(&dx)),
+            gamma: Some(&dgamma),
+            beta: Some(&dbeta),
+            residual: None,
+        };
+        normalize_backward(
+            client, problem, &x_in, weights, &dy_in, affine, center, 1.0, epilogue, out,
+        )
+        .unwrap();
+        let [dx, dgamma] = [&dx, &dgamma].map(|handle| download(client, F32, handle));
+        let exact = |i: usize| (dx[i] - dy[i] * 0.25).abs() < 1e-5;
+        assert!((0..layout.len()).all(exact), "{layout:?}");
+        assert!(dgamma.iter().all(|v| v.is_finite()), "{layout:?}");
+    }
+}

@@ -34,8 +34,8 @@ impl BatchNormOps for CubeBackend {
         update: Update,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
         let weighted = Weighted::new(&weights, &x, pass.view);
-        let tensors = [optional(residual), weighted.own];
-        let (x, [residual, own]) = in_one_order(x, tensors, pass.view);
+        let residual = counted(optional(residual), &weights, pass.view);
+        let (x, [residual, own]) = in_one_order(x, [residual, weighted.own], pass.view);
         let operation = Operation::Train {
             residual: residual.is_some(),
             weights: matches!(weights, Maybe::Present(_)),
@@ -120,27 +120,33 @@ impl BatchNormOps for CubeBackend {
         gamma: CubeTensor,
         beta: CubeTensor,
         residual: Maybe<Self>,
+        weights: Maybe<Self>,
         pass: Pass,
     ) -> CubeTensor {
         if pass.view.is_empty() {
             return x;
         }
-        let (x, [residual]) = in_one_order(x, [optional(residual)], pass.view);
+        let residual = counted(optional(residual), &weights, pass.view);
+        let weighted = Weighted::new(&weights, &x, pass.view);
+        let (x, [residual, own]) = in_one_order(x, [residual, weighted.own], pass.view);
         let operation = Operation::Normalize {
             residual: residual.is_some(),
+            weights: matches!(weights, Maybe::Present(_)),
         };
         let moments = contiguous(moments);
         let (Some(problem), Some(center)) = (supported(&x, pass.view, operation), center(&moments))
         else {
             let residual = maybe(residual);
-            return composed::normalize::<Self>(x, moments, gamma, beta, residual, pass);
+            return composed::normalize::<Self>(x, moments, gamma, beta, residual, weights, pass);
         };
+        let weighted = Weighted { own, ..weighted }.in_order_of(&x, pass.view);
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
         over(x, |x, y| {
             batchnorm_cube::normalize(
                 &x.client,
                 problem,
                 &x.handle,
+                weighted.handles(),
                 center,
                 affine_of(&gamma, &beta),
                 pass.epsilon,
@@ -171,6 +177,7 @@ impl BatchNormOps for CubeBackend {
         // The sign of the activation's argument needs the residual, and nothing else does.
         let activated = pass.activation != Activation::None;
         let residual = optional(residual).filter(|_| activated);
+        let residual = counted(residual, &weights, pass.view);
         let weighted = Weighted::new(&weights, &x, pass.view);
         let tensors = [Some(y_grad), residual, weighted.own];
         let (x, [y_grad, residual, own]) = in_one_order(x, tensors, pass.view);
@@ -216,6 +223,7 @@ impl BatchNormOps for CubeBackend {
                     client,
                     problem,
                     x,
+                    weighted.handles(),
                     dy,
                     affine,
                     center,
@@ -322,6 +330,24 @@ fn epilogue(activation: Activation, residual: Option<&CubeTensor>) -> Epilogue<'
     Epilogue {
         activation: activation.into(),
         residual: residual.map(|residual| &residual.handle),
+    }
+}
+
+/// A residual with 0 where there is no weight and it is not finite, which the kernels do not look after.
+fn counted(
+    residual: Option<CubeTensor>,
+    weights: &Maybe<CubeBackend>,
+    view: View,
+) -> Option<CubeTensor> {
+    match (residual, weights) {
+        (Some(residual), Maybe::Present(weights)) if !view.is_empty() => {
+            Some(composed::counted::<CubeBackend>(
+                residual,
+                weights.clone(),
+                view,
+            ))
+        }
+        (residual, _) => residual,
     }
 }
 

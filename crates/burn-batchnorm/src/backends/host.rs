@@ -7,7 +7,8 @@
 
 use batchnorm_cpu::{
     Accum, Affine, Element, Epilogue, Error, Given, Gradients, InOut, Layout, Output, Saved,
-    Statistics, Weights, backward, backward_weighted, blend, reserve, train_weighted,
+    Statistics, Weights, backward, backward_weighted, blend, normalize_weighted, reserve,
+    train_weighted,
 };
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Element as BurnElement, Shape};
@@ -183,11 +184,11 @@ pub(super) fn normalize<T: HostTensor>(
     x: T,
     moments: HostMoments<T>,
     affine: [T; 2],
-    residual: Option<T>,
+    more: [Option<T>; 2],
     pass: Pass,
 ) -> T {
     let affine = affine.map(T::into_contiguous);
-    let residual = residual.map(T::into_contiguous);
+    let [residual, weights] = more.map(|tensor| tensor.map(T::into_contiguous));
     let moments = moments.into_contiguous();
     with_element!(x, E => {
         elementwise::<T, E>(x, |x| {
@@ -195,7 +196,14 @@ pub(super) fn normalize<T: HostTensor>(
                 panic!("batch norm normalizes by the statistics of an input in `train` alone")
             };
             let epilogue = epilogue(pass, residual.as_ref());
-            batchnorm_cpu::normalize(layout(pass.view), x, given, affine_of(&affine), epilogue)
+            let (layout, affine) = (layout(pass.view), affine_of(&affine));
+            match &weights {
+                None => batchnorm_cpu::normalize(layout, x, given, affine, epilogue),
+                Some(weights) => {
+                    let weights = weights_of(weights, pass.view);
+                    normalize_weighted(layout, x, weights, given, affine, epilogue)
+                }
+            }
         })
     })
 }
@@ -258,16 +266,17 @@ fn gradients_as<T: HostTensor, E: HostElement>(
         let epilogue = epilogue(pass, residual.as_ref());
         let (saved, affine) = (moments.saved(pass), affine_of(&affine));
         let (layout, x) = (layout(pass.view), x.values());
-        match (&weights, &moments, saved) {
-            (Some(weights), HostMoments::Batch(all), Saved::Batch(statistics)) => {
-                let sums = &all.values()[4 * pass.view.channels..];
-                let weights = weights_of(weights, pass.view);
-                backward_weighted(
-                    layout, x, weights, y_grad, statistics, sums, affine, epilogue, out,
-                )
-            }
-            _ => backward(layout, x, y_grad, saved, affine, epilogue, out),
-        }
+        let Some(weights) = &weights else {
+            return backward(layout, x, y_grad, saved, affine, epilogue, out);
+        };
+        let sums = match &moments {
+            HostMoments::Batch(all) => &all.values()[4 * pass.view.channels..],
+            HostMoments::Center(_) | HostMoments::Running(..) => &[],
+        };
+        let weights = weights_of(weights, pass.view);
+        backward_weighted(
+            layout, x, weights, y_grad, saved, sums, affine, epilogue, out,
+        )
     };
     let x_grad = match wanted.input {
         true => elementwise::<T, E>(y_grad, run),

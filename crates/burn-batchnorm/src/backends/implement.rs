@@ -53,10 +53,11 @@ macro_rules! implement {
                 gamma: $tensor,
                 beta: $tensor,
                 residual: Maybe<Self>,
+                weights: Maybe<Self>,
                 pass: Pass,
             ) -> $tensor {
-                let (moments, residual) = (in_host(moments), optional(residual));
-                host::normalize(x, moments, [gamma, beta], residual, pass)
+                let more = [optional(residual), computed(weights, &x)];
+                host::normalize(x, in_host(moments), [gamma, beta], more, pass)
             }
 
             fn backward(

@@ -322,6 +322,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         residual: Maybe<Self>,
+        weights: Maybe<Self>,
         pass: Pass,
     ) -> FloatTensor<Self> {
         let inputs = Inputs {
@@ -329,7 +330,7 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
             gamma,
             beta,
             residual,
-            weights: Maybe::Absent,
+            weights,
             moments: Some(moments),
         };
         inputs.node(pass, |inputs| {
@@ -339,9 +340,10 @@ impl<B: Backend + BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff
                 gamma,
                 beta,
                 residual,
+                weights,
                 ..
             } = inputs;
-            let y = B::normalize(x, moments.clone(), gamma, beta, residual, pass);
+            let y = B::normalize(x, moments.clone(), gamma, beta, residual, weights, pass);
             (y, moments)
         })
     }

@@ -175,17 +175,55 @@ fn normalized<B: Backend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
+    weighed: Option<&Weighed<B>>,
     pass: Pass,
 ) -> Normalized<B> {
-    let (centred, inv_std) = centred::<B>(wide::<B>(x, pass.view), moments, pass.epsilon);
+    let (mut x, mut residual) = match residual {
+        Maybe::Present(residual) => (x, Some(wide::<B>(residual, pass.view))),
+        Maybe::Absent => (x, None),
+    };
+    x = wide::<B>(x, pass.view);
+    if let Some(weighed) = weighed {
+        let mean = match &moments {
+            Moments::Batch(all) | Moments::Center(all) => row::<B>(all, 0),
+            Moments::Running(mean, _) => mean.clone(),
+        };
+        x = weighed.finite(x, spread::<B>(mean.clone()));
+        let none = || spread::<B>(zeros::<B>(&mean, mean.shape()));
+        residual = residual.map(|residual| weighed.finite(residual, none()));
+    }
+    let (centred, inv_std) = centred::<B>(x, moments, pass.epsilon);
     let xhat = B::float_mul(centred, inv_std.clone());
     let z = B::float_mul(xhat.clone(), spread::<B>(gamma));
     let z = B::float_add(z, spread::<B>(beta));
     let z = match residual {
-        Maybe::Present(residual) => B::float_add(z, wide::<B>(residual, pass.view)),
-        Maybe::Absent => z,
+        Some(residual) => B::float_add(z, residual),
+        None => z,
     };
     Normalized { xhat, z, inv_std }
+}
+
+/// A tensor with 0 where there is no weight and it is not finite.
+#[cfg(feature = "cube")]
+pub fn counted<B: Backend>(
+    tensor: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    view: View,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (tensor.shape(), tensor.dtype());
+    let tensor = wide::<B>(tensor, view);
+    let weighed = Weighed::<B>::new(weights, view, tensor.dtype());
+    let none = zeros::<B>(&tensor, Shape::new([1, 1, 1]));
+    let tensor = weighed.finite(tensor, none);
+    cast::<B>(B::float_reshape(tensor, shape), dtype)
+}
+
+fn weighed<B: Backend>(weights: Maybe<B>, x: &FloatTensor<B>, view: View) -> Option<Weighed<B>> {
+    match weights {
+        Maybe::Absent => None,
+        Maybe::Present(_) if view.is_empty() => None,
+        Maybe::Present(weights) => Some(Weighed::<B>::new(weights, view, compute_dtype(x.dtype()))),
+    }
 }
 
 /// As [`BatchNormOps::normalize`](super::BatchNormOps::normalize).
@@ -195,10 +233,24 @@ pub fn normalize<B: Backend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
+    weights: Maybe<B>,
+    pass: Pass,
+) -> FloatTensor<B> {
+    let weighed = weighed::<B>(weights, &x, pass.view);
+    output::<B>(x, moments, gamma, beta, residual, weighed.as_ref(), pass)
+}
+
+fn output<B: Backend>(
+    x: FloatTensor<B>,
+    moments: Moments<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    residual: Maybe<B>,
+    weighed: Option<&Weighed<B>>,
     pass: Pass,
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
-    let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, pass);
+    let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, weighed, pass);
     let y = activate::<B>(z, pass.activation);
     cast::<B>(B::float_reshape(y, shape), dtype)
 }
@@ -227,18 +279,10 @@ pub fn train<B: Backend>(
         let moments = zeros::<B>(&gamma, Shape::new([rows, pass.view.channels]));
         return (x, moments, mean, variance);
     }
-    let (shape, dtype) = (x.shape(), x.dtype());
-    let (center, sums, x) = match weights {
-        Maybe::Absent => (moments::<B>(x.clone(), pass.view), None, x),
-        Maybe::Present(weights) => {
-            let x = wide::<B>(x, pass.view);
-            let weighed = Weighed::<B>::new(weights, pass.view, x.dtype());
-            let center = weighed.moments(x.clone());
-            let mean = B::float_detach(spread::<B>(row::<B>(&center, 0)));
-            let x = weighed.with_mean(x, mean);
-            let x = cast::<B>(B::float_reshape(x, shape), dtype);
-            (center, Some(weighed.sums), x)
-        }
+    let weighed = weighed::<B>(weights, &x, pass.view);
+    let center = match &weighed {
+        None => moments::<B>(x.clone(), pass.view),
+        Some(weighed) => weighed.moments(wide::<B>(x.clone(), pass.view)),
     };
     let (mean, variance) = (row::<B>(&center, 0), row::<B>(&center, 2));
     let (new_mean, new_variance) = match running {
@@ -255,9 +299,10 @@ pub fn train<B: Backend>(
     };
     let inv_std = inv_std::<B>(variance.clone(), pass.epsilon);
     let mut rows = vec![mean, row::<B>(&center, 1), variance, inv_std];
-    rows.extend(sums);
+    rows.extend(weighed.as_ref().map(|weighed| weighed.sums.clone()));
     let all = pack::<B>(rows);
-    let y = normalize::<B>(x, Moments::Center(center), gamma, beta, residual, pass);
+    let center = Moments::Center(center);
+    let y = output::<B>(x, center, gamma, beta, residual, weighed.as_ref(), pass);
     (y, all, new_mean, new_variance)
 }
 
@@ -294,17 +339,10 @@ pub fn backward<B: Backend>(
     let (shape, dtype) = (x.shape(), x.dtype());
     let view = pass.view;
     let of_batch = matches!(moments, Moments::Batch(_));
-    let x = wide::<B>(x, view);
-    let weighed = match weights {
-        Maybe::Absent => None,
-        Maybe::Present(weights) => Some(Weighed::<B>::new(weights, view, x.dtype())),
-    };
-    let x = match (&weighed, &moments) {
-        (Some(weighed), Moments::Batch(all)) => weighed.with_mean(x, spread::<B>(row::<B>(all, 0))),
-        _ => x,
-    };
+    let weighed = weighed::<B>(weights, &x, view);
+    let (factor, weights) = (gamma.clone(), weighed.as_ref());
     let Normalized { xhat, z, inv_std } =
-        normalized::<B>(x, moments, gamma.clone(), beta, residual, pass);
+        normalized::<B>(x, moments, factor, beta, residual, weights, pass);
     let g = activate::gradient::<B>(z, wide::<B>(y_grad, view), pass.activation);
     let beta_grad = sum::<B>(g.clone());
     let gamma_grad = sum::<B>(B::float_mul(g.clone(), xhat.clone()));

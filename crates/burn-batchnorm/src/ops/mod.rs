@@ -145,6 +145,9 @@ mod extension {
         fn moments(x: FloatTensor<Self>, view: View) -> FloatTensor<Self>;
 
         /// `activation((x - mean) / sqrt(variance + epsilon) * gamma + beta + residual)`.
+        ///
+        /// At a position of weight 0, an x that is not finite is taken for the mean, and such a residual for 0.
+        /// So it is in [`train`](Self::train).
         #[fusion(meta = normalized)]
         fn normalize(
             x: FloatTensor<Self>,
@@ -152,12 +155,13 @@ mod extension {
             gamma: FloatTensor<Self>,
             beta: FloatTensor<Self>,
             #[extension_type] residual: Maybe<Self>,
+            #[extension_type] weights: Maybe<Self>,
             pass: Pass,
         ) -> FloatTensor<Self>;
 
         /// The gradients of [`train`](Self::train), whose statistics depend on the input, or of
         /// [`normalize`](Self::normalize), where they are constants: for x, gamma, beta, residual. The
-        /// weights are those of `train`.
+        /// weights are those of the forward pass.
         #[allow(clippy::type_complexity, clippy::too_many_arguments)]
         #[fusion(meta = gradients)]
         fn backward(
@@ -227,6 +231,7 @@ mod extension {
         _gamma: &TensorSpec,
         _beta: &TensorSpec,
         _residual: &MaybeMetadata,
+        _weights: &MaybeMetadata,
         _pass: &Pass,
     ) -> TensorSpec {
         x.clone()

@@ -62,16 +62,16 @@ impl<B: Backend> Weighed<B> {
         pack::<B>(vec![mean, B::float_detach(low), variance])
     }
 
-    /// The input, with its mean where there is no weight and it is not finite.
-    pub fn with_mean(&self, x: FloatTensor<B>, mean: FloatTensor<B>) -> FloatTensor<B> {
-        let mean = B::float_expand(mean, x.shape());
-        let mask = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+    /// The tensor, with what takes its place where there is no weight and it is not finite.
+    pub fn finite(&self, tensor: FloatTensor<B>, instead: FloatTensor<B>) -> FloatTensor<B> {
+        let instead = B::float_expand(B::float_detach(instead), tensor.shape());
+        let mask = get_or_init_device_settings::<B>(&tensor.device()).bool_dtype;
         // Not `x - x == 0`, which a shader's compiler takes for true.
         let lost = B::bool_or(
-            B::float_is_nan(x.clone(), mask),
-            B::float_is_inf(x.clone(), mask),
+            B::float_is_nan(tensor.clone(), mask),
+            B::float_is_inf(tensor.clone(), mask),
         );
-        B::float_mask_where(x, B::bool_and(lost, self.absent.clone()), mean)
+        B::float_mask_where(tensor, B::bool_and(lost, self.absent.clone()), instead)
     }
 
     /// The share of each position, by its weight, in what goes through the statistics.

@@ -168,7 +168,7 @@ impl FrozenBatchNorm {
         // 1 / sqrt(0 + 1) is exactly 1.
         let operands = Operands::new(input, parameters, epilogue, 1.0, axis)?;
         let zeros = stored(self.scale.val().zeros_like());
-        Ok(operands.normalize_by(&Values::fresh(zeros.clone(), zeros)))
+        Ok(operands.normalize_by(&Values::fresh(zeros.clone(), zeros), None))
     }
 
     /// The layer that it was made of, with everything that it had: parameters, statistics, count, types and

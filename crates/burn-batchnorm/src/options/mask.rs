@@ -3,9 +3,8 @@
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use crate::BatchNormError;
-use crate::checks::{cast, same_device, to_device};
+use crate::checks::{cast, same_device};
 use crate::config::MaskedOutput;
-use crate::operands::Operands;
 use crate::view::View;
 
 /// Which positions of an input count in its statistics, and how much.
@@ -132,48 +131,6 @@ impl Mask {
 /// Where there is no weight. Not `weights <= 0`: a NaN is no weight either.
 pub(crate) fn absent(weights: Tensor<3>) -> Tensor<3, Bool> {
     weights.greater_elem(0.0).bool_not()
-}
-
-/// The operands with nothing that is not finite where there is no weight: an input takes the mean of its
-/// channel there, a residual 0. So no gradient is the product of 0 and a NaN. Without a mean, inputs are as
-/// they are: weighted passes look after those themselves.
-pub(crate) fn sane<const D: usize>(
-    operands: Operands<D>,
-    weights: Option<&Tensor<3>>,
-    mean: Option<&Tensor<1>>,
-) -> Operands<D> {
-    let Some(weights) = weights else {
-        return operands;
-    };
-    if mean.is_none() && !operands.has_residual() {
-        return operands;
-    }
-    let View {
-        outer,
-        channels,
-        inner,
-        ..
-    } = operands.view();
-    let full = [outer, channels, inner];
-    let absent = absent(weights.clone()).expand(full);
-    let replace = |tensor: Tensor<D>, by: &dyn Fn(Tensor<3>, Tensor<3, Bool>) -> Tensor<3>| {
-        let shape = tensor.shape();
-        let tensor = tensor.reshape(full);
-        let finite = tensor.clone().detach().is_finite();
-        by(tensor, absent.clone().bool_and(finite.bool_not())).reshape(shape)
-    };
-    operands
-        .map_input(|input| {
-            let Some(mean) = mean else {
-                return input;
-            };
-            replace(input, &|x, replaced| {
-                let mean = cast(to_device(mean.clone(), &x.device()), x.dtype());
-                let mean = mean.reshape([1, channels, 1]).expand(full);
-                x.mask_where(replaced, mean)
-            })
-        })
-        .map_residual(|residual| replace(residual, &|r, replaced| r.mask_fill(replaced, 0.0)))
 }
 
 /// What a masked pass returns: of what `passed` through, where that is asked for.

@@ -21,7 +21,7 @@ use crate::config::{MaskedOutput, Statistics};
 use crate::operands::Operands;
 use crate::options::scope::Scope;
 use crate::pass::Source;
-use crate::statistics::{Observation, Values, rows};
+use crate::statistics::{Observation, Values};
 
 /// A pass of a layer by `source`, over positions of these weights, `[outer, 1 or channels, inner]`.
 /// `running` are the layer's statistics before the pass.
@@ -35,7 +35,6 @@ pub(crate) fn run<const D: usize>(
     let policy = layer.config.masked_output;
     let passed = (weights.is_some() && policy == MaskedOutput::PassThrough)
         .then(|| operands.input().clone());
-    let operands = mask::sane(operands, weights.as_ref(), None);
     let (output, observation) = match source.by {
         Statistics::Ghost(ghost) => {
             let (output, seen) = ghost::normalize(operands, weights.clone(), ghost);
@@ -61,33 +60,34 @@ pub(crate) fn run<const D: usize>(
                 let untracked = operands.clone().map_input(Tensor::detach);
                 observe(&untracked, untracked.moments(weights.clone()), &weights)
             });
-            let operands = mask::sane(operands, weights.as_ref(), Some(&running.mean));
             match seen {
                 Some(seen) if examined => {
                     let center = seen.moments.clone();
-                    let by_batch = operands.clone().normalize_by_center(center);
-                    let output = operands.normalize_by(running);
+                    let by_batch = operands
+                        .clone()
+                        .normalize_by_center(center, weights.clone());
+                    let output = operands.normalize_by(running, weights.clone());
                     scope::compare(layer, &output, by_batch, weights.as_ref(), seen);
                     (output, None)
                 }
-                seen => (operands.normalize_by(running), seen),
+                seen => (operands.normalize_by(running, weights.clone()), seen),
             }
         }
         by => {
             let center = operands.moments(weights.clone());
             let seen = observe(&operands, center.clone(), &weights);
-            let [mean, _] = rows(seen.moments.clone());
-            let operands = mask::sane(operands, weights.as_ref(), Some(&mean));
             let output = match by {
                 Statistics::Blend { batch } => {
-                    operands.normalize_by_center(blend::center(center, running, batch))
+                    let center = blend::center(center, running, batch);
+                    operands.normalize_by_center(center, weights.clone())
                 }
                 Statistics::Renorm(renorm) => {
                     let correction =
                         renorm::correction(&renorm, &center, running, operands.epsilon());
-                    operands.corrected(correction).normalize_by_center(center)
+                    let operands = operands.corrected(correction);
+                    operands.normalize_by_center(center, weights.clone())
                 }
-                _ => operands.normalize_by_center(center),
+                _ => operands.normalize_by_center(center, weights.clone()),
             };
             (output, Some(seen))
         }

@@ -246,12 +246,13 @@ impl Module for BatchNorm {
             },
         );
         let renorm = values.renorm.clone().map(|renorm| {
-            let ids = renorm.ids;
+            let (ids, stddev) = (renorm.ids, renorm.moving_stddev.clone());
             let mut tensors = renorm.tensors().into_iter();
-            Box::new(Renormed::of(std::array::from_fn(|at| {
+            let renorm = Renormed::of(std::array::from_fn(|at| {
                 let tensor = tensors.next().expect("three");
                 map(true, RENORM[at], mapper, (ids[at], tensor), map_statistic)
-            })))
+            }));
+            Box::new(renorm.following(&stddev, &values.variance, &variance))
         });
         statistics.replace(Values {
             mean,

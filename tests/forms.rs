@@ -105,6 +105,21 @@ fn shared_affine_parameters_are_one() {
     assert!(DomainBatchNorm::from_layers(differing).is_err());
 }
 
+/// A layer of a domain can be made again from its configuration.
+#[test]
+fn layers_of_domains_have_the_configuration_that_they_were_made_of() {
+    let device = Device::flex();
+    let config = BatchNormConfig::new(3)
+        .with_initial_gamma(0.0)
+        .with_initial_beta(0.5);
+    for shared in [true, false] {
+        let domains = DomainBatchNormConfig::new(config.clone(), 2).with_shared_affine(shared);
+        for layer in domains.init(&device).into_layers() {
+            assert_eq!(layer.config(), config, "shared: {shared}");
+        }
+    }
+}
+
 #[test]
 fn domains_that_share_begin_as_the_layer_and_go_their_own_way() {
     let device = Device::flex().autodiff();

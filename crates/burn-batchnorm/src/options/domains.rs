@@ -42,6 +42,9 @@ pub struct DomainBatchNorm {
     /// One a domain. Where affine parameters are shared, their own are 1 and 0: to fold or freeze them, take
     /// [`into_layers`](Self::into_layers).
     pub domains: Vec<BatchNorm>,
+    /// What shared affine parameters have started at: `gamma`, `beta`.
+    #[module(skip)]
+    initial: [f64; 2],
 }
 
 impl DomainBatchNormConfig {
@@ -98,6 +101,7 @@ impl DomainBatchNorm {
             return Err(BatchNormError::Domains { expected: None });
         }
         let (scale, shift) = (layer.config.scale, layer.config.shift);
+        let initial = [layer.config.initial_gamma, layer.config.initial_beta];
         let one = |_| {
             let mut one = layer.copied();
             (one.config.scale, one.config.shift) = (false, false);
@@ -111,6 +115,7 @@ impl DomainBatchNorm {
             domains: (0..domains).map(one).collect(),
             gamma: scale.then(|| layer.gamma.clone()),
             beta: shift.then(|| layer.beta.clone()),
+            initial,
         })
     }
 
@@ -148,6 +153,7 @@ impl DomainBatchNorm {
                     gamma: None,
                     beta: None,
                     domains: layers.into_iter().map(own).collect(),
+                    initial: [1.0, 0.0],
                 })
             }
         }
@@ -159,15 +165,16 @@ impl DomainBatchNorm {
             gamma,
             beta,
             domains,
+            initial,
         } = self;
         let own = |mut layer: BatchNorm| {
             if let Some(gamma) = &gamma {
                 layer.gamma = renewed(gamma);
-                layer.config.scale = true;
+                (layer.config.scale, layer.config.initial_gamma) = (true, initial[0]);
             }
             if let Some(beta) = &beta {
                 layer.beta = renewed(beta);
-                layer.config.shift = true;
+                (layer.config.shift, layer.config.initial_beta) = (true, initial[1]);
             }
             layer
         };

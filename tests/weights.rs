@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use batchnorm_tests::case::{Tensors, parse_tensors, serialize};
 use batchnorm_tests::devices;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
@@ -334,6 +334,23 @@ fn a_layer_of_burn_nn_becomes_ours_and_back() {
         let gradients = back.forward(x()).sum().backward();
         assert!(back.gamma.grad(&gradients).is_some());
     }
+}
+
+/// burn-nn's layer has its statistics in the type of its parameters.
+#[test]
+fn a_half_layer_becomes_one_of_burn_nn() {
+    let device = Device::flex().autodiff();
+    let mut layer = BatchNormConfig::new(3).init(&device);
+    let half = |tensor: Tensor<1>| Param::from_tensor(tensor.cast(DType::F16).detach());
+    (layer.gamma, layer.beta) = (half(layer.gamma.val()), half(layer.beta.val()));
+    let x = random([8, 3], 1, &device).cast(DType::F16);
+    layer.forward(x.clone());
+    let theirs = burn::nn::BatchNorm::try_from(layer.clone()).expect("converts");
+    let expected = layer.valid().forward(x.clone().inner()).into_data();
+    let y = theirs.valid().forward(x.clone().inner()).into_data();
+    assert_close("inference", &y, &expected, 1e-3);
+    let (y, expected) = (theirs.forward(x.clone()), layer.forward(x));
+    assert_close("training", &y.into_data(), &expected.into_data(), 1e-3);
 }
 
 #[test]

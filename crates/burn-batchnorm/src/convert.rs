@@ -7,7 +7,7 @@
 use burn::module::{Module, RunningState as BurnState};
 use thiserror::Error;
 
-use crate::checks::under;
+use crate::checks::{cast, output_dtype, under};
 use crate::{Activation, BatchNorm, BatchNormConfig, Inference, RunningState};
 
 /// What burn-nn's layer cannot do, and so no conversion to it can.
@@ -70,7 +70,10 @@ impl TryFrom<BatchNorm> for burn::nn::BatchNorm {
             return Err(ConversionError { options });
         }
         let device = layer.gamma.device();
-        let state = |state: &RunningState| BurnState::new(under(state.value(), &device));
+        // burn-nn's layer adds to them what it computes in the type of its parameters.
+        let dtype = output_dtype(layer.gamma.dtype());
+        let state =
+            |state: &RunningState| BurnState::new(under(cast(state.value(), dtype), &device));
         Ok(Self {
             running_mean: state(&layer.running_mean),
             running_var: state(&layer.running_var),

@@ -13,6 +13,7 @@ use burn::module::{
 };
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
+use crate::checks::to_device;
 use crate::options::snapshot;
 use crate::statistics::fields::show;
 use crate::statistics::{Renormed, Shared, Values, stored};
@@ -254,6 +255,8 @@ impl Module for BatchNorm {
             }));
             Box::new(renorm.following(&stddev, &values.variance, &variance))
         });
+        // Which no mapper sees.
+        let skipped = skipped.map(|skipped| to_device(skipped, &mean.device()));
         statistics.replace(Values {
             mean,
             variance,

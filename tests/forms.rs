@@ -114,7 +114,11 @@ fn layers_of_domains_have_the_configuration_that_they_were_made_of() {
         .with_initial_beta(0.5);
     for shared in [true, false] {
         let domains = DomainBatchNormConfig::new(config.clone(), 2).with_shared_affine(shared);
-        for layer in domains.init(&device).into_layers() {
+        let domains = domains.init(&device);
+        // What only `into_layers` needs is not shown.
+        let shown = domains.to_string();
+        assert!(!shown.contains("initial:"), "{shown}");
+        for layer in domains.into_layers() {
             assert_eq!(layer.config(), config, "shared: {shared}");
         }
     }

@@ -1,6 +1,6 @@
 //! Several sets of running statistics in one layer.
 
-use burn::module::{Module, Param};
+use burn::module::{Content, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,7 @@ fn shared() -> bool {
 /// domains to adapt between ([AdaBN](https://arxiv.org/abs/1603.04779)), resolutions (detectron2's
 /// `CycleBatchNormList`, whose affine parameters are shared).
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct DomainBatchNorm {
     /// Of all domains, shape `[channels]`, where they share it and the configuration has a scale.
     pub gamma: Option<Param<Tensor<1>>>,
@@ -45,6 +46,16 @@ pub struct DomainBatchNorm {
     /// What shared affine parameters have started at: `gamma`, `beta`.
     #[module(skip)]
     initial: [f64; 2],
+}
+
+impl ModuleDisplay for DomainBatchNorm {
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content
+            .add("gamma", &self.gamma)
+            .add("beta", &self.beta)
+            .add("domains", &self.domains)
+            .optional()
+    }
 }
 
 impl DomainBatchNormConfig {

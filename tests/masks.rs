@@ -183,6 +183,24 @@ fn weights_count_positions() {
     }
 }
 
+/// What comes out of a model for inference is plain, wherever its mask was made.
+#[test]
+fn a_mask_from_a_training_device_goes_with_inference() {
+    for (name, device) in devices::all() {
+        let (x, mask, _) = padded(&device.clone().autodiff());
+        let layer = config().init(&device);
+        for policy in [MaskedOutput::Normalize, MaskedOutput::Zero] {
+            let layer = config().with_masked_output(policy).init(&device);
+            let y = layer.forward_masked(x.clone().inner(), &mask);
+            assert!(!y.device().is_autodiff(), "{name} {policy:?}");
+        }
+        let weights = Tensor::ones([2, 5], &device.clone().autodiff()).require_grad();
+        let mask = Mask::from_weights::<2>(weights);
+        let y = layer.forward_masked(x.inner(), &mask);
+        assert!(!y.device().is_autodiff(), "{name}");
+    }
+}
+
 /// Negative numbers, NaN and infinities admit nothing, with the layer and with the functions.
 #[test]
 fn what_is_no_weight_counts_as_none() {

@@ -38,7 +38,8 @@ use crate::view::View;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Mask {
-    /// Flat. (A tensor is large, and most passes have no mask.)
+    /// Flat, and not tracked, so that a mask from a training device goes with inference. (A tensor is large, and
+    /// most passes have no mask.)
     weights: Box<Tensor<1>>,
     shape: Vec<usize>,
 }
@@ -46,7 +47,7 @@ pub struct Mask {
 impl Mask {
     /// Admits the positions where `admitted` is true.
     pub fn new<const M: usize>(admitted: Tensor<M, Bool>) -> Self {
-        Self::of(admitted.float())
+        Self::of(admitted.float().without_autodiff())
     }
 
     /// Positions by weight: a weight of 2 counts as two positions of the same value; 0 as none, and so do
@@ -56,7 +57,7 @@ impl Mask {
     /// alone. The unbiased variance is the biased one times `W / (W - 1)`, W being that sum, at most times 2.
     /// The sum over a channel must be finite in the type that is computed in: f32, but for inputs of f64.
     pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
-        Self::of(finite(weights.detach()))
+        Self::of(finite(weights.without_autodiff()))
     }
 
     fn of<const M: usize>(weights: Tensor<M>) -> Self {

@@ -1,5 +1,6 @@
 //! Several sets of running statistics in one layer.
 
+use burn::config::{Config, config_to_json};
 use burn::module::{Content, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,15 @@ pub struct DomainBatchNormConfig {
 
 fn shared() -> bool {
     true
+}
+
+// As of `BatchNormConfig`: what `#[derive(Config)]` would add, and files may lack what has a default.
+impl Config for DomainBatchNormConfig {}
+
+impl core::fmt::Display for DomainBatchNormConfig {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&config_to_json(self))
+    }
 }
 
 /// Batch norm with a set of running statistics for each domain, chosen call by call.

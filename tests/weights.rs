@@ -345,12 +345,21 @@ fn a_half_layer_becomes_one_of_burn_nn() {
     (layer.gamma, layer.beta) = (half(layer.gamma.val()), half(layer.beta.val()));
     let x = random([8, 3], 1, &device).cast(DType::F16);
     layer.forward(x.clone());
-    let theirs = burn::nn::BatchNorm::try_from(layer.clone()).expect("converts");
-    let expected = layer.valid().forward(x.clone().inner()).into_data();
-    let y = theirs.valid().forward(x.clone().inner()).into_data();
-    assert_close("inference", &y, &expected, 1e-3);
-    let (y, expected) = (theirs.forward(x.clone()), layer.forward(x));
-    assert_close("training", &y.into_data(), &expected.into_data(), 1e-3);
+    let converted = || burn::nn::BatchNorm::try_from(layer.clone()).expect("converts");
+    let record = layer.clone().into_record().cast_to_module_dtype();
+    let theirs = [converted(), converted().load_record(record)];
+    let inferred = layer.valid().forward(x.clone().inner()).into_data();
+    let trained = layer.forward(x.clone()).into_data();
+    for theirs in theirs {
+        let y = theirs.valid().forward(x.clone().inner());
+        assert_close("inference", &y.into_data(), &inferred, 1e-3);
+        assert_close(
+            "training",
+            &theirs.forward(x.clone()).into_data(),
+            &trained,
+            1e-3,
+        );
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! A whole model needs no conversion of its layers: its record is the same with either, so
 //! `ours.load_record(theirs.valid().train().into_record())` takes all of it. `valid()` enters the update of the
-//! last step, which burn-nn's layer parks until somebody asks.
+//! last step, which burn-nn's layer parks until somebody asks. The other way, a model in a half type needs
+//! `.cast_to_module_dtype()`: its record has f32 statistics, and burn-nn's layer wants them in its own type.
 
 use burn::module::{Module, RunningState as BurnState};
 use thiserror::Error;

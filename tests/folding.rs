@@ -6,7 +6,7 @@ use burn::nn::conv::{
     Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1dConfig,
     ConvTranspose2dConfig, ConvTranspose3dConfig,
 };
-use burn::nn::{LinearConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
+use burn::nn::{LinearConfig, LinearLayout, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
 use burn::tensor::{DType, Device, Tensor};
 use burn_batchnorm::fold::{self, FoldError, Folded, Next, Previous};
 use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, Inference, RunningState};
@@ -398,4 +398,58 @@ fn folding_heeds_the_device_and_the_inference() {
         let error = burn::nn::BatchNorm::try_from(norm).expect_err("a refusal");
         assert!(error.to_string().contains("inference"), "{error}");
     }
+}
+
+/// Folding changes values: what was frozen stays so.
+#[test]
+fn folded_parameters_train_as_those_that_they_replace() {
+    let device = Device::flex().autodiff();
+    let frozen = norm(3, &device).freeze();
+    let conv = |bias| {
+        let config = Conv2dConfig::new([3, 3], [1, 1]).with_bias(bias);
+        config.init(&device)
+    };
+    let fold = |conv: &Conv2d| {
+        let folded = fold::into_previous::<4, _>(conv, &frozen, None).expect("folds");
+        folded.layer
+    };
+    let trains = |conv: &Conv2d| {
+        let bias = conv.bias.as_ref().expect("a bias");
+        (conv.weight.is_require_grad(), bias.is_require_grad())
+    };
+    for bias in [true, false] {
+        assert_eq!(trains(&fold(&conv(bias))), (true, true));
+        assert_eq!(trains(&fold(&conv(bias).freeze())), (false, false));
+    }
+    let mut half = conv(true);
+    half.weight = half.weight.set_require_grad(false);
+    assert_eq!(trains(&fold(&half)), (false, true));
+    let sum = fold::sum::<4, _>(&[conv(true).freeze(), conv(true)], None);
+    assert_eq!(trains(&sum.expect("folds").layer), (false, false));
+    let identity: Conv2d = fold::identity(&frozen, 1).expect("folds");
+    assert_eq!(trains(&identity), (false, false));
+    let twice = fold::into_norm::<4>(&frozen, &frozen, None).expect("folds");
+    assert!(!twice.layer.gamma.is_require_grad());
+
+    // On a plain device it is remembered.
+    let plain = norm(3, &Device::flex());
+    let fold = |conv: Conv2d| {
+        let folded = fold::into_previous::<4, _>(&conv.valid(), &plain, None);
+        trains(&folded.expect("folds").layer.train())
+    };
+    assert_eq!(fold(conv(true)), (true, true));
+    assert_eq!(fold(conv(true).freeze()), (false, false));
+}
+
+/// Burn records the weight of a `Col` layout transposed.
+#[test]
+fn a_folded_layer_is_recorded_as_the_layer_that_it_replaces() {
+    let device = Device::flex();
+    let config = LinearConfig::new(4, 4).with_layout(LinearLayout::Col);
+    let folded = fold::into_previous::<2, _>(&config.init(&device), &norm(4, &device), None);
+    let folded = folded.expect("folds").layer;
+    let x = random([5, 4], 1, &device);
+    let expected = folded.forward(x.clone()).into_data();
+    let loaded = config.init(&device).load_record(folded.into_record());
+    assert_close("loaded", &loaded.forward(x).into_data(), &expected, 1e-6);
 }

@@ -1,6 +1,7 @@
 //! Other forms of the layer: by domains, frozen; and what is wrong with a model.
 
 use batchnorm_tests::devices;
+use burn::config::Config;
 use burn::module::{Module, Quantizer};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::quantization::{Calibration, QuantValue};
@@ -103,6 +104,31 @@ fn shared_affine_parameters_are_one() {
         BatchNormConfig::new(4).init(&device),
     ];
     assert!(DomainBatchNorm::from_layers(differing).is_err());
+}
+
+/// A layer of a domain can be made again from its configuration.
+#[test]
+fn layers_of_domains_have_the_configuration_that_they_were_made_of() {
+    let device = Device::flex();
+    let config = BatchNormConfig::new(3)
+        .with_initial_gamma(0.0)
+        .with_initial_beta(0.5);
+    for shared in [true, false] {
+        let domains = DomainBatchNormConfig::new(config.clone(), 2).with_shared_affine(shared);
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        domains.save(file.path()).expect("saved");
+        assert_eq!(
+            DomainBatchNormConfig::load(file.path()).expect("loaded"),
+            domains
+        );
+        let domains = domains.init(&device);
+        // What only `into_layers` needs is not shown.
+        let shown = domains.to_string();
+        assert!(!shown.contains("initial:"), "{shown}");
+        for layer in domains.into_layers() {
+            assert_eq!(layer.config(), config, "shared: {shared}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Bool, DType, Device, Tensor};
 use burn_batchnorm::{
     Activation, Averaging, BatchNormConfig, Ghost, Mask, MaskedOutput, NonFinite, Statistics, With,
+    functional,
 };
 
 use crate::common::{assert_close, random, vector};
@@ -179,6 +180,52 @@ fn weights_count_positions() {
         assert_close(name, &got.into_data(), &expected.into_data(), 1e-6);
         let (got, expected) = (weighted.running_var.value(), plain.running_var.value());
         assert_close(name, &got.into_data(), &expected.into_data(), 1e-6);
+    }
+}
+
+/// What comes out of a model for inference is plain, wherever its mask was made.
+#[test]
+fn a_mask_from_a_training_device_goes_with_inference() {
+    for (name, device) in devices::all() {
+        let (x, mask, _) = padded(&device.clone().autodiff());
+        let layer = config().init(&device);
+        for policy in [MaskedOutput::Normalize, MaskedOutput::Zero] {
+            let layer = config().with_masked_output(policy).init(&device);
+            let y = layer.forward_masked(x.clone().inner(), &mask);
+            assert!(!y.device().is_autodiff(), "{name} {policy:?}");
+        }
+        let weights = Tensor::ones([2, 5], &device.clone().autodiff()).require_grad();
+        let mask = Mask::from_weights::<2>(weights);
+        let y = layer.forward_masked(x.inner(), &mask);
+        assert!(!y.device().is_autodiff(), "{name}");
+    }
+}
+
+/// Negative numbers, NaN and infinities admit nothing, with the layer and with the functions.
+#[test]
+fn what_is_no_weight_counts_as_none() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let rows = [[1.0], [3.0], [8.0], [5.0], [-2.0], [7.0]];
+        let x = Tensor::<2>::from_floats(rows, &device).require_grad();
+        let run = |no_weight: [f32; 3]| {
+            let [a, b, c] = no_weight;
+            let weights = Tensor::<2>::from_floats([[1.0], [a], [2.0], [b], [0.5], [c]], &device);
+            let moments = functional::moments(x.clone(), 1, Some(weights.clone()));
+            let layer = BatchNormConfig::new(1).init(&device);
+            let y = layer.forward_masked(x.clone(), &Mask::from_weights(weights));
+            let gradients = (y.clone() * x.clone().detach()).sum().backward();
+            let dx = x.grad(&gradients).expect("a gradient");
+            let variance = layer.running_var.value();
+            let moments = vector(moments.expect("moments"));
+            [moments, vector(y), vector(dx), vector(variance)]
+        };
+        let expected = run([0.0; 3]);
+        assert!(expected.iter().flatten().all(|value| value.is_finite()));
+        let (nan, infinity) = (f32::NAN, f32::INFINITY);
+        for no_weight in [[-1.0, nan, infinity], [-infinity, infinity, -0.0]] {
+            assert_eq!(run(no_weight), expected, "{name}: {no_weight:?}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use batchnorm_tests::devices;
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData, s};
 use burn_batchnorm::functional::{self, Epilogue};
 use burn_batchnorm::{
     Averaging, BatchNormConfig, Bound, Reference, Renorm, SingleValue, Statistics, Variance,
@@ -124,6 +124,40 @@ fn inputs_in_another_memory_order_give_the_same() {
             [2],
             "{name}"
         );
+    }
+}
+
+/// Whatever a user cuts, turns or spreads: reversed and skipped positions, strides of 0, a part of the channels.
+#[test]
+fn views_give_what_their_copies_give() {
+    type View = fn(Tensor<4>) -> Tensor<4>;
+    let views: [(&str, View); 6] = [
+        ("permuted", |x| x.permute([2, 1, 3, 0])),
+        ("flipped", |x| x.flip([1, 3])),
+        ("stepped", |x| x.slice(s![.., 0..4;2, .., 0..5;3])),
+        ("stepped back", |x| x.slice(s![0..3;-1, .., 0..6;-2, ..])),
+        ("spread", |x| x.narrow(3, 1, 1).expand([3, 4, 6, 7])),
+        ("cut", |x| x.narrow(1, 1, 2).narrow(3, 1, 3)),
+    ];
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        for (what, view) in views {
+            let what = format!("{what} on {name}");
+            let run = |x: Tensor<4>| {
+                let layer = BatchNormConfig::new(x.dims()[1]).init(&device);
+                let x = x.detach().require_grad();
+                let y = layer.forward(x.clone());
+                let gradients = (y.clone() * random(x.dims(), 2, &device)).sum().backward();
+                let dx = x.grad(&gradients).expect("a gradient");
+                let inferred = layer.valid().forward(x.inner());
+                [y, dx, inferred].map(Tensor::into_data)
+            };
+            let x = || view(random([3, 4, 6, 5], 1, &device) + 3.0);
+            let copy = Tensor::from_data(x().into_data(), &device);
+            for (got, expected) in run(x()).iter().zip(&run(copy)) {
+                assert_close(&what, got, expected, 1e-4);
+            }
+        }
     }
 }
 

@@ -4,11 +4,11 @@ use batchnorm_tests::devices;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_batchnorm::{
-    BatchNorm, BatchNormConfig, Bound, Ghost, GhostVariance, Reference, Renorm, Statistics,
-    Variance,
+    BatchNorm, BatchNormConfig, Bound, Ghost, GhostVariance, Reference, Renorm, RunningState,
+    Statistics, Variance,
 };
 
-use crate::common::{assert_close, random};
+use crate::common::{assert_close, random, vector};
 
 fn batch(seed: u64, device: &Device) -> Tensor<2> {
     random([8, 3], seed, device) * 2.0 + 5.0
@@ -134,6 +134,43 @@ fn what_renormalization_keeps_is_saved_and_loaded() {
         let plain = BatchNormConfig::keras(3).init(&device);
         let result = config.init(&device).try_load_record(plain.into_record());
         assert!(result.is_err(), "{name}");
+    }
+}
+
+/// The running variance is made from a standard deviation that is kept apart: one that somebody sets, by whatever
+/// way, is not undone by the next batch.
+#[test]
+fn a_running_variance_that_is_set_stays() {
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let config = BatchNormConfig::keras(3).with_statistics(Statistics::Renorm(Renorm::keras()));
+        let hundred = || Tensor::<1>::full([3], 100.0, &device);
+        let layer = || {
+            let layer = config.init(&device);
+            layer.forward(batch(1, &device));
+            layer
+        };
+        let updated = layer();
+        updated.running_var.update(hundred());
+        let mut replaced = layer();
+        replaced.running_var = RunningState::new(hundred());
+        // As a file of a layer without renormalization has it.
+        let plain = BatchNormConfig::keras(3).init(&device);
+        plain.running_var.update(hundred());
+        let loaded = layer().load_record(plain.into_record().allow_partial(true));
+        for (way, layer) in [
+            ("updated", updated),
+            ("replaced", replaced),
+            ("loaded", loaded),
+        ] {
+            for seed in 2..4 {
+                layer.forward(batch(seed, &device));
+            }
+            // Twice 0.99 of a deviation of 10, and a little of the batches'.
+            let variance = vector(layer.running_var.value());
+            let near = |variance: &f64| (90.0..100.0).contains(variance);
+            assert!(variance.iter().all(near), "{way} on {name}: {variance:?}");
+        }
     }
 }
 

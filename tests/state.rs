@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData};
-use burn_batchnorm::{Averaging, BatchNorm, BatchNormConfig, RunningState};
+use burn_batchnorm::{Averaging, BatchNorm, BatchNormConfig, NonFinite, RunningState};
 use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 
 use crate::common::{assert_close, random, tolerance, vector};
@@ -242,6 +242,34 @@ impl ModuleMapper for Cast {
             let tensor = tensor.cast(self.0).detach();
             tensor.set_require_grad(requires_grad)
         })
+    }
+}
+
+/// Moves every parameter, as a user's mapper does.
+struct Move(Device);
+
+impl ModuleMapper for Move {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.to_device(&self.0))
+    }
+}
+
+/// What the layer counts besides its parameters goes where they go.
+#[test]
+fn a_mapper_can_move_a_layer() {
+    for (name, device) in devices::all() {
+        let config = BatchNormConfig::new(CHANNELS).with_non_finite(NonFinite::Skip);
+        let layer = config.init(&Device::flex());
+        let here = Device::flex().autodiff();
+        layer.forward(Tensor::<2>::full([4, CHANNELS], f32::NAN, &here));
+        let moved = layer.clone().map(&mut Move(device.clone()));
+        for seed in 1..3 {
+            layer.forward(random([8, CHANNELS], seed, &here));
+            moved.forward(random([8, CHANNELS], seed, &device.clone().autodiff()));
+        }
+        let (got, expected) = (moved.running_var.value(), layer.running_var.value());
+        assert_close(name, &got.into_data(), &expected.into_data(), 1e-5);
+        assert_eq!(vector(moved.skipped_updates()), [1.0; CHANNELS], "{name}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use batchnorm_tests::case::{Tensors, parse_tensors, serialize};
 use batchnorm_tests::devices;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
@@ -333,6 +333,32 @@ fn a_layer_of_burn_nn_becomes_ours_and_back() {
         // It trains on.
         let gradients = back.forward(x()).sum().backward();
         assert!(back.gamma.grad(&gradients).is_some());
+    }
+}
+
+/// burn-nn's layer has its statistics in the type of its parameters.
+#[test]
+fn a_half_layer_becomes_one_of_burn_nn() {
+    let device = Device::flex().autodiff();
+    let mut layer = BatchNormConfig::new(3).init(&device);
+    let half = |tensor: Tensor<1>| Param::from_tensor(tensor.cast(DType::F16).detach());
+    (layer.gamma, layer.beta) = (half(layer.gamma.val()), half(layer.beta.val()));
+    let x = random([8, 3], 1, &device).cast(DType::F16);
+    layer.forward(x.clone());
+    let converted = || burn::nn::BatchNorm::try_from(layer.clone()).expect("converts");
+    let record = layer.clone().into_record().cast_to_module_dtype();
+    let theirs = [converted(), converted().load_record(record)];
+    let inferred = layer.valid().forward(x.clone().inner()).into_data();
+    let trained = layer.forward(x.clone()).into_data();
+    for theirs in theirs {
+        let y = theirs.valid().forward(x.clone().inner());
+        assert_close("inference", &y.into_data(), &inferred, 1e-3);
+        assert_close(
+            "training",
+            &theirs.forward(x.clone()).into_data(),
+            &trained,
+            1e-3,
+        );
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! A whole model needs no conversion of its layers: its record is the same with either, so
 //! `ours.load_record(theirs.valid().train().into_record())` takes all of it. `valid()` enters the update of the
-//! last step, which burn-nn's layer parks until somebody asks.
+//! last step, which burn-nn's layer parks until somebody asks. The other way, a model in a half type needs
+//! `.cast_to_module_dtype()`: its record has f32 statistics, and burn-nn's layer wants them in its own type.
 
 use burn::module::{Module, RunningState as BurnState};
 use thiserror::Error;
 
-use crate::checks::under;
+use crate::checks::{cast, output_dtype, under};
 use crate::{Activation, BatchNorm, BatchNormConfig, Inference, RunningState};
 
 /// What burn-nn's layer cannot do, and so no conversion to it can.
@@ -70,7 +71,10 @@ impl TryFrom<BatchNorm> for burn::nn::BatchNorm {
             return Err(ConversionError { options });
         }
         let device = layer.gamma.device();
-        let state = |state: &RunningState| BurnState::new(under(state.value(), &device));
+        // burn-nn's layer adds to them what it computes in the type of its parameters.
+        let dtype = output_dtype(layer.gamma.dtype());
+        let state =
+            |state: &RunningState| BurnState::new(under(cast(state.value(), dtype), &device));
         Ok(Self {
             running_mean: state(&layer.running_mean),
             running_var: state(&layer.running_var),

@@ -155,8 +155,8 @@ pub enum BatchNormError {
     },
     /// Input and parameters are in different places.
     #[error(
-        "batch norm expects `{name}` on the device of the input, {expected}, got {got}: move the \
-         module with `to_device` or `fork`, or the input with `to_device`."
+        "batch norm expects `{name}` on the device of the input, {expected}, got {got}: move a tensor with \
+         `to_device`, or the module with `to_device` or `fork`."
     )]
     Device {
         /// The field or argument.

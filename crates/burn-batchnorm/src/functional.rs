@@ -118,7 +118,8 @@ pub fn train<const D: usize>(
 /// # Shapes
 ///
 /// - `input`: any rank from 2, `channels` on axis `channel_axis`, counted from the front
-/// - `weights`: that of the input, or the same with length 1 on the channel axis; not negative
+/// - `weights`: that of the input, or the same with length 1 on the channel axis; what is negative
+///   or not finite counts as 0, and the sum over a channel must be finite
 ///
 /// # Errors
 ///

@@ -13,6 +13,7 @@ use burn::module::{
 };
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
+use crate::checks::to_device;
 use crate::options::snapshot;
 use crate::statistics::fields::show;
 use crate::statistics::{Renormed, Shared, Values, stored};
@@ -246,13 +247,16 @@ impl Module for BatchNorm {
             },
         );
         let renorm = values.renorm.clone().map(|renorm| {
-            let ids = renorm.ids;
+            let (ids, stddev) = (renorm.ids, renorm.moving_stddev.clone());
             let mut tensors = renorm.tensors().into_iter();
-            Box::new(Renormed::of(std::array::from_fn(|at| {
+            let renorm = Renormed::of(std::array::from_fn(|at| {
                 let tensor = tensors.next().expect("three");
                 map(true, RENORM[at], mapper, (ids[at], tensor), map_statistic)
-            })))
+            }));
+            Box::new(renorm.following(&stddev, &values.variance, &variance))
         });
+        // Which no mapper sees.
+        let skipped = skipped.map(|skipped| to_device(skipped, &mean.device()));
         statistics.replace(Values {
             mean,
             variance,

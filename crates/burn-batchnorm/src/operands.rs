@@ -15,6 +15,7 @@ use crate::config::validate_epsilon;
 use crate::ops::BatchNormOps;
 use crate::ops::composed::{self, compute_dtype};
 use crate::ops::{Maybe, Moments, Pass, Running};
+use crate::options::mask::finite;
 use crate::statistics::{Update, Values};
 use crate::view::View;
 use crate::{Activation, BatchNormError};
@@ -383,7 +384,8 @@ pub(crate) fn moments<const D: usize>(
                 });
             }
             same_device("weights", &weights.device(), &device)?;
-            Some(float(weights).reshape([view.outer, weighted, view.inner]))
+            let weights = finite(float(weights).detach());
+            Some(weights.reshape([view.outer, weighted, view.inner]))
         }
     };
     Ok(center(input, view, weights, is_fused(&device)))

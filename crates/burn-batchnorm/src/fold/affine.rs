@@ -1,8 +1,8 @@
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::FoldError;
-use crate::checks::{cast, float, same_device, under};
+use crate::checks::{cast, float, output_dtype, same_device, under};
 use crate::ops::composed::compute_dtype;
 use crate::{BatchNorm, BatchNormError, Inference};
 
@@ -92,19 +92,45 @@ pub(super) fn bias(bias: Option<&Param<Tensor<1>>>, like: &Tensor<1>) -> Tensor<
     }
 }
 
-/// A parameter in the place of `old`, of its type and on its device.
+/// A parameter in the place of `old`: of its type and on its device, trained if it is, and recorded as it is.
 pub(super) fn parameter<const D: usize>(
     value: Tensor<D>,
-    device: &Device,
-    dtype: DType,
+    old: &Param<Tensor<D>>,
 ) -> Param<Tensor<D>> {
-    let value = match dtype {
-        DType::QFloat(_) => value,
-        dtype => cast(value, dtype),
-    };
-    Param::from_tensor(match dtype {
+    let (_, old, mapper) = old.clone().consume();
+    let device = old.device();
+    let value = match old.dtype() {
         // Burn has no sums of quantized values.
         DType::QFloat(_) if device.is_autodiff() => Tensor::from_inner(value),
-        _ => under(value, device),
-    })
+        DType::QFloat(_) => value,
+        dtype => under(cast(value, dtype), &device),
+    };
+    let value = value.set_require_grad(old.is_require_grad());
+    Param::from_mapped_value(ParamId::new(), value, mapper)
+}
+
+/// A bias in the place of `old`; where there was none, one that goes with `weight`.
+pub(super) fn bias_parameter<const D: usize>(
+    value: Tensor<1>,
+    old: Option<&Param<Tensor<1>>>,
+    weight: &Param<Tensor<D>>,
+) -> Param<Tensor<1>> {
+    match old {
+        Some(old) => parameter(value, old),
+        None => beside(value, weight),
+    }
+}
+
+/// A new parameter of the type of another and on its device, trained if that is.
+pub(super) fn beside<const D: usize, const O: usize>(
+    value: Tensor<D>,
+    other: &Param<Tensor<O>>,
+) -> Param<Tensor<D>> {
+    let (device, dtype) = (other.device(), output_dtype(other.dtype()));
+    let param = Param::from_tensor(under(cast(value, dtype), &device));
+    // On a plain device nothing trains, and what is to train on an autodiff device Burn does not tell.
+    match device.is_autodiff() {
+        true => param.set_require_grad(other.is_require_grad()),
+        false => param,
+    }
 }

@@ -9,7 +9,7 @@ use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dC
 use burn::nn::{PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
 use burn::tensor::{Tensor, s};
 
-use super::affine::{Affine, bias, parameter, plain};
+use super::affine::{Affine, beside, bias, bias_parameter, parameter, plain};
 use super::{FoldError, Folded, Previous, largest_difference};
 use crate::checks::cast;
 use crate::ops::composed::compute_dtype;
@@ -20,7 +20,7 @@ pub trait Convolution<const D: usize>: Previous<D> + Clone {
     #[doc(hidden)]
     fn geometry(&self) -> Geometry;
     #[doc(hidden)]
-    fn weight(&self) -> Tensor<D>;
+    fn weight(&self) -> &Param<Tensor<D>>;
     #[doc(hidden)]
     fn bias(&self) -> Option<&Param<Tensor<1>>>;
     #[doc(hidden)]
@@ -103,8 +103,8 @@ pub fn identity<const D: usize, L: Convolution<D>>(
     shape[..2].copy_from_slice(&[channels, inputs]);
     let layer = L::pointwise(norm, channels, groups);
     Ok(layer.with_parameters(
-        parameter(weight.reshape(shape), &device, dtype),
-        parameter(shift, &device, dtype),
+        beside(weight.reshape(shape), &norm.gamma),
+        beside(shift, &norm.beta),
     ))
 }
 
@@ -158,14 +158,14 @@ pub fn sum<const D: usize, L: Convolution<D>>(
         for (axis, offset) in offsets.into_iter().enumerate() {
             place[axis + 2] = s![offset..offset + own[axis + 2]];
         }
-        let values = plain(layer.weight(), wide);
+        let values = plain(layer.weight().val(), wide);
         let sum = weight.clone().slice(place) + values;
         weight = weight.slice_assign(place, sum);
         shift = shift.clone() + bias(layer.bias(), &shift);
     }
     let layer = largest.with_parameters(
-        parameter(weight, &device, dtype),
-        parameter(shift, &device, dtype),
+        parameter(weight, largest.weight()),
+        bias_parameter(shift, largest.bias(), largest.weight()),
     );
     let difference = input.map(|input| {
         let outputs = branches.iter().map(|branch| branch.run(input.clone()));
@@ -189,8 +189,8 @@ macro_rules! convolution {
                 }
             }
 
-            fn weight(&self) -> Tensor<$rank> {
-                self.weight.val()
+            fn weight(&self) -> &Param<Tensor<$rank>> {
+                &self.weight
             }
 
             fn bias(&self) -> Option<&Param<Tensor<1>>> {

@@ -2,7 +2,7 @@ use burn::nn::conv::{Conv1d, Conv2d, Conv3d};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::affine::{Affine, bias, parameter, plain};
+use super::affine::{Affine, bias, bias_parameter, parameter, plain};
 use super::{FoldError, Layer, Next, Previous};
 
 /// The weight is `[out, in / groups, taps..]`; the outputs of one group are neighbours.
@@ -22,15 +22,14 @@ macro_rules! convolution {
 
         impl Previous<$rank> for $convolution {
             fn scaled(&self, affine: Affine) -> Self {
-                let (device, dtype) = self.place();
                 let weight = plain(self.weight.val(), affine.scale.dtype());
                 let shape = weight.shape();
                 let weight = weight.flatten::<2>(1, $rank - 1);
                 let weight = weight * affine.scale.clone().unsqueeze_dim(1);
                 let bias = bias(self.bias.as_ref(), &affine.scale) * affine.scale + affine.shift;
                 Self {
-                    weight: parameter(weight.reshape(shape), &device, dtype),
-                    bias: Some(parameter(bias, &device, dtype)),
+                    weight: parameter(weight.reshape(shape), &self.weight),
+                    bias: Some(bias_parameter(bias, self.bias.as_ref(), &self.weight)),
                     ..self.clone()
                 }
             }
@@ -46,7 +45,6 @@ macro_rules! convolution {
                     let padding = format!("{:?}", self.padding);
                     return Err(FoldError::Padding { padding });
                 }
-                let (device, dtype) = self.place();
                 let weight = plain(self.weight.val(), affine.scale.dtype());
                 let shape = weight.shape();
                 let (outputs, inputs) = (shape[0], shape[1]);
@@ -61,8 +59,8 @@ macro_rules! convolution {
                 let bias = bias(self.bias.as_ref(), &shift) + shift;
                 let weight = weight * per_input(affine.scale);
                 Ok(Self {
-                    weight: parameter(weight.reshape(shape), &device, dtype),
-                    bias: Some(parameter(bias, &device, dtype)),
+                    weight: parameter(weight.reshape(shape), &self.weight),
+                    bias: Some(bias_parameter(bias, self.bias.as_ref(), &self.weight)),
                     ..self.clone()
                 })
             }

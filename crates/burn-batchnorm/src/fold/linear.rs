@@ -1,7 +1,7 @@
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Tensor};
 
-use super::affine::{Affine, bias, parameter, plain};
+use super::affine::{Affine, bias, bias_parameter, parameter, plain};
 use super::{FoldError, Layer, Next, Previous};
 
 impl<const D: usize> Layer<D> for Linear {
@@ -19,13 +19,12 @@ impl<const D: usize> Layer<D> for Linear {
 /// The weight is `[in, out]`.
 impl<const D: usize> Previous<D> for Linear {
     fn scaled(&self, affine: Affine) -> Self {
-        let (device, dtype) = Layer::<D>::place(self);
         let weight = plain(self.weight.val(), affine.scale.dtype());
         let weight = weight * affine.scale.clone().unsqueeze_dim(0);
         let bias = bias(self.bias.as_ref(), &affine.scale) * affine.scale + affine.shift;
         Self {
-            weight: parameter(weight, &device, dtype),
-            bias: Some(parameter(bias, &device, dtype)),
+            weight: parameter(weight, &self.weight),
+            bias: Some(bias_parameter(bias, self.bias.as_ref(), &self.weight)),
         }
     }
 
@@ -36,7 +35,6 @@ impl<const D: usize> Previous<D> for Linear {
 
 impl<const D: usize> Next<D> for Linear {
     fn of_scaled(&self, affine: Affine) -> Result<Self, FoldError> {
-        let (device, dtype) = Layer::<D>::place(self);
         let weight = plain(self.weight.val(), affine.scale.dtype());
         let [_, outputs] = weight.dims();
         let shift = affine.shift.unsqueeze_dim::<2>(0).matmul(weight.clone());
@@ -44,8 +42,8 @@ impl<const D: usize> Next<D> for Linear {
         let bias = bias(self.bias.as_ref(), &shift) + shift;
         let weight = weight * affine.scale.unsqueeze_dim(1);
         Ok(Self {
-            weight: parameter(weight, &device, dtype),
-            bias: Some(parameter(bias, &device, dtype)),
+            weight: parameter(weight, &self.weight),
+            bias: Some(bias_parameter(bias, self.bias.as_ref(), &self.weight)),
         })
     }
 

@@ -33,6 +33,9 @@
 //! layer before adds, and digits are lost that the unfolded layer keeps; the difference on an input of
 //! one's own tells.
 //!
+//! A folded parameter trains, and is recorded, as the one in whose place it is; a new bias trains where the weight
+//! does. Each has an id of its own: to an optimizer it is another.
+//!
 //! Sources: [Jacob et al. 2018](https://arxiv.org/abs/1712.05877), section 3.2;
 //! [RepVGG](https://arxiv.org/abs/2101.03697), section 3.3.
 

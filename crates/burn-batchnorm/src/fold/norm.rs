@@ -45,8 +45,8 @@ pub fn into_norm<const D: usize>(
     folded.config.shift = true;
     let gamma = plain(first.gamma.val(), wide) * scale.clone();
     let beta = plain(first.beta.val(), wide) * scale + shift;
-    folded.gamma = parameter(gamma, &device, dtype);
-    folded.beta = parameter(beta, &device, dtype);
+    folded.gamma = parameter(gamma, &first.gamma);
+    folded.beta = parameter(beta, &first.beta);
     let difference = input.map(|input| {
         let expected = without_activation(second).forward(first.forward(input.clone()));
         largest_difference(folded.forward(input), expected)

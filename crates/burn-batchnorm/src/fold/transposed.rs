@@ -1,7 +1,7 @@
 use burn::nn::conv::{ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::affine::{Affine, bias, parameter, plain};
+use super::affine::{Affine, bias, bias_parameter, parameter, plain};
 use super::{Layer, Previous};
 
 /// The weight is `[in, out / groups, taps..]`: the rows of one group are neighbours, and the same column
@@ -22,7 +22,6 @@ macro_rules! transposed {
 
         impl Previous<$rank> for $convolution {
             fn scaled(&self, affine: Affine) -> Self {
-                let (device, dtype) = self.place();
                 let weight = plain(self.weight.val(), affine.scale.dtype());
                 let shape = weight.shape();
                 let (groups, inputs, outputs) = (self.groups, shape[0], shape[1]);
@@ -31,8 +30,8 @@ macro_rules! transposed {
                 let weight = weight * affine.scale.clone().reshape([groups, 1, outputs, 1]);
                 let bias = bias(self.bias.as_ref(), &affine.scale) * affine.scale + affine.shift;
                 Self {
-                    weight: parameter(weight.reshape(shape), &device, dtype),
-                    bias: Some(parameter(bias, &device, dtype)),
+                    weight: parameter(weight.reshape(shape), &self.weight),
+                    bias: Some(bias_parameter(bias, self.bias.as_ref(), &self.weight)),
                     ..self.clone()
                 }
             }

@@ -1,6 +1,7 @@
 //! Several sets of running statistics in one layer.
 
-use burn::module::{Module, Param};
+use burn::config::{Config, config_to_json};
+use burn::module::{Content, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,15 @@ fn shared() -> bool {
     true
 }
 
+// As of `BatchNormConfig`: what `#[derive(Config)]` would add, and files may lack what has a default.
+impl Config for DomainBatchNormConfig {}
+
+impl core::fmt::Display for DomainBatchNormConfig {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&config_to_json(self))
+    }
+}
+
 /// Batch norm with a set of running statistics for each domain, chosen call by call.
 ///
 /// For data of several sources that pass one network: adversarial and clean images
@@ -34,6 +44,7 @@ fn shared() -> bool {
 /// domains to adapt between ([AdaBN](https://arxiv.org/abs/1603.04779)), resolutions (detectron2's
 /// `CycleBatchNormList`, whose affine parameters are shared).
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct DomainBatchNorm {
     /// Of all domains, shape `[channels]`, where they share it and the configuration has a scale.
     pub gamma: Option<Param<Tensor<1>>>,
@@ -42,6 +53,19 @@ pub struct DomainBatchNorm {
     /// One a domain. Where affine parameters are shared, their own are 1 and 0: to fold or freeze them, take
     /// [`into_layers`](Self::into_layers).
     pub domains: Vec<BatchNorm>,
+    /// What shared affine parameters have started at: `gamma`, `beta`.
+    #[module(skip)]
+    initial: [f64; 2],
+}
+
+impl ModuleDisplay for DomainBatchNorm {
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content
+            .add("gamma", &self.gamma)
+            .add("beta", &self.beta)
+            .add("domains", &self.domains)
+            .optional()
+    }
 }
 
 impl DomainBatchNormConfig {
@@ -98,6 +122,7 @@ impl DomainBatchNorm {
             return Err(BatchNormError::Domains { expected: None });
         }
         let (scale, shift) = (layer.config.scale, layer.config.shift);
+        let initial = [layer.config.initial_gamma, layer.config.initial_beta];
         let one = |_| {
             let mut one = layer.copied();
             (one.config.scale, one.config.shift) = (false, false);
@@ -111,6 +136,7 @@ impl DomainBatchNorm {
             domains: (0..domains).map(one).collect(),
             gamma: scale.then(|| layer.gamma.clone()),
             beta: shift.then(|| layer.beta.clone()),
+            initial,
         })
     }
 
@@ -148,6 +174,7 @@ impl DomainBatchNorm {
                     gamma: None,
                     beta: None,
                     domains: layers.into_iter().map(own).collect(),
+                    initial: [1.0, 0.0],
                 })
             }
         }
@@ -159,15 +186,16 @@ impl DomainBatchNorm {
             gamma,
             beta,
             domains,
+            initial,
         } = self;
         let own = |mut layer: BatchNorm| {
             if let Some(gamma) = &gamma {
                 layer.gamma = renewed(gamma);
-                layer.config.scale = true;
+                (layer.config.scale, layer.config.initial_gamma) = (true, initial[0]);
             }
             if let Some(beta) = &beta {
                 layer.beta = renewed(beta);
-                layer.config.shift = true;
+                (layer.config.shift, layer.config.initial_beta) = (true, initial[1]);
             }
             layer
         };

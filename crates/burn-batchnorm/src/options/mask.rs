@@ -37,7 +37,8 @@ use crate::view::View;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Mask {
-    /// Flat. (A tensor is large, and most passes have no mask.)
+    /// Flat, and not tracked, so that a mask from a training device goes with inference. (A tensor is large, and
+    /// most passes have no mask.)
     weights: Box<Tensor<1>>,
     shape: Vec<usize>,
 }
@@ -45,18 +46,22 @@ pub struct Mask {
 impl Mask {
     /// Admits the positions where `admitted` is true.
     pub fn new<const M: usize>(admitted: Tensor<M, Bool>) -> Self {
-        Self::from_weights(admitted.float())
+        Self::of(admitted.float().without_autodiff())
     }
 
-    /// Positions by weight, not negative: a weight of 2 counts as two positions of the same value, 0 as
-    /// none, a negative one or NaN as 0. Not differentiated.
+    /// Positions by weight: a weight of 2 counts as two positions of the same value; 0 as none, and so do
+    /// negative numbers, NaN and infinities. Not differentiated.
     ///
     /// A channel whose weights sum up to 1 or less has no more than a value, and leaves its running statistics
     /// alone. The unbiased variance is the biased one times `W / (W - 1)`, W being that sum, at most times 2.
+    /// The sum over a channel must be finite in the type that is computed in: f32, but for inputs of f64.
     pub fn from_weights<const M: usize>(weights: Tensor<M>) -> Self {
+        Self::of(finite(weights.without_autodiff()))
+    }
+
+    fn of<const M: usize>(weights: Tensor<M>) -> Self {
         let shape = weights.shape().to_vec();
         let length = shape.iter().product::<usize>();
-        let weights = weights.detach();
         let weights = match length {
             // To Burn, a length of 0 in `reshape` says: as before.
             0 => Tensor::zeros([0], &weights.device()),
@@ -126,6 +131,12 @@ impl Mask {
         };
         Ok(Some(spread.reshape([outer, weighted, inner])))
     }
+}
+
+/// Without infinite weights, which would make every share of a channel a NaN.
+pub(crate) fn finite<const D: usize>(weights: Tensor<D>) -> Tensor<D> {
+    let infinite = weights.clone().is_inf();
+    weights.mask_fill(infinite, 0.0)
 }
 
 /// Where there is no weight. Not `weights <= 0`: a NaN is no weight either.

@@ -22,10 +22,13 @@ impl Values {
         }
     }
 
-    fn row_mut(&mut self, row: Row) -> &mut Tensor<1> {
+    fn with_row(self, row: Row, value: Tensor<1>) -> Self {
         match row {
-            Row::Mean => &mut self.mean,
-            Row::Variance => &mut self.variance,
+            Row::Mean => Self {
+                mean: value,
+                ..self
+            },
+            Row::Variance => self.with_variance(value),
         }
     }
 }
@@ -72,7 +75,7 @@ impl RunningState {
     pub fn update(&self, value: Tensor<1>) {
         let value = stored(value);
         self.shared
-            .change(|values| *values.row_mut(self.row) = value);
+            .change(|values| *values = values.clone().with_row(self.row, value));
     }
 }
 
@@ -209,9 +212,9 @@ impl Fields<'_> {
             Some(shared) => shared.values(),
             None => Values {
                 mean: self.mean.value(),
-                variance: self.variance.value(),
                 ..self.counter.shared.values()
-            },
+            }
+            .with_variance(self.variance.value()),
         }
     }
 
@@ -267,10 +270,6 @@ impl Fields<'_> {
         let (new, _) = rule.after(&self.values(), batch);
         self.mean.update(new.mean.clone());
         self.variance.update(new.variance.clone());
-        self.counter.shared.change(|values| {
-            values.batches = new.batches;
-            values.skipped = new.skipped;
-            values.renorm = new.renorm;
-        });
+        self.counter.shared.change(|values| *values = new);
     }
 }

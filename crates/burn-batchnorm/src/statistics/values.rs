@@ -3,6 +3,8 @@
 use burn::module::ParamId;
 use burn::tensor::Tensor;
 
+use super::amount::like;
+
 /// What the running statistics are at one moment, tensors of shape `[channels]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Values {
@@ -35,6 +37,19 @@ impl Values {
             batches: 0,
             skipped: None,
             renorm: None,
+        }
+    }
+
+    /// The same with a running variance that somebody has set.
+    pub(crate) fn with_variance(self, variance: Tensor<1>) -> Self {
+        let renorm = self.renorm.map(|renorm| {
+            let before = renorm.moving_stddev.clone();
+            Box::new(renorm.following(&before, &self.variance, &variance))
+        });
+        Self {
+            variance,
+            renorm,
+            ..self
         }
     }
 
@@ -94,6 +109,25 @@ impl Renormed {
             renorm_mean: mean.zeros_like(),
             renorm_stddev: mean.ones_like(),
             moving_stddev: mean.ones_like(),
+        }
+    }
+
+    /// After the running variance has become `new` where it was `old`, and the moving standard deviation
+    /// `before`. Where that was left alone, it is the root of the new variance, as Keras initializes it: the
+    /// next update makes the variance from it, and would undo the change.
+    pub(crate) fn following(self, before: &Tensor<1>, old: &Tensor<1>, new: &Tensor<1>) -> Self {
+        let shape = self.moving_stddev.shape();
+        if [before, old, new].iter().any(|one| one.shape() != shape) {
+            return self;
+        }
+        let of_new = |tensor: &Tensor<1>| like(tensor, new);
+        let kept = of_new(old).equal(new.clone());
+        let set = of_new(before).not_equal(of_new(&self.moving_stddev));
+        let root = like(&new.clone().sqrt(), &self.moving_stddev);
+        let kept = kept.bool_or(set).to_device(&root.device());
+        Self {
+            moving_stddev: root.mask_where(kept, self.moving_stddev),
+            ..self
         }
     }
 

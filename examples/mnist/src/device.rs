@@ -11,7 +11,9 @@
 //! | `cuda`       | `cuda:0` |
 //! | `auto`       | `cuda:0`, else `wgpu:0` if there is a GPU, else `flex`: never an adapter that computes on the CPU |
 
-use anyhow::{Result, anyhow, bail};
+use std::fmt::{Display, Formatter};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::Device;
 use serde::Serialize;
 
@@ -19,6 +21,9 @@ use crate::quiet::catch;
 
 /// Name of the adapter that computes on the CPU.
 const SOFTWARE: &str = "wgpu:cpu";
+
+/// Kind of the devices that need not be opened.
+const CPU: &str = "CPU";
 
 /// A device that exists, with its names.
 #[derive(Clone, Debug, Serialize)]
@@ -40,24 +45,21 @@ impl NamedDevice {
     }
 
     /// Brings a GPU up and asks its name.
-    fn open(self) -> Result<Self> {
-        if self.kind == "CPU" {
-            return Ok(self);
-        }
-        match catch(|| self.device.identity()) {
-            Ok(identity) => {
-                let adapter = identity.map_or("unnamed".to_string(), |identity| identity.name);
-                Ok(Self { adapter, ..self })
-            }
-            Err(reason) => {
+    fn open(mut self) -> Result<Self> {
+        if self.kind != CPU {
+            let identity = catch(|| self.device.identity()).map_err(|reason| {
                 let reason = reason.lines().next().unwrap_or_default();
-                Err(anyhow!(
-                    "cannot open the device `{}`: {reason}. {}",
-                    self.name,
-                    available()
-                ))
-            }
+                let name = &self.name;
+                anyhow!("cannot open the device `{name}`: {reason}. {}", available())
+            })?;
+            self.adapter = identity.map_or("unnamed".to_string(), |identity| identity.name);
         }
+        Ok(self)
+    }
+
+    /// Neither a CPU nor software on it.
+    fn is_gpu(&self) -> bool {
+        self.kind != CPU && self.name != SOFTWARE
     }
 }
 
@@ -69,77 +71,77 @@ pub fn resolve(name: &str) -> Result<NamedDevice> {
         None => (wanted.as_str(), None),
     };
     let indexed = index.is_none_or(|index| index.parse::<usize>().is_ok());
-    let compiled = match runtime {
+    let (compiled, devices, missing) = match runtime {
         "auto" if index.is_none() => {
             let gpus = cards().into_iter().chain(adapters());
-            let first = gpus.chain(cpus()).find(|device| device.name != SOFTWARE);
-            return first
-                .ok_or_else(|| anyhow!("no backend is compiled in"))?
-                .open();
+            let mut devices = gpus.filter(NamedDevice::is_gpu).chain(cpus());
+            let first = devices.next().context("no backend is compiled in")?;
+            return first.open();
         }
-        "flex" if index.is_none() => cfg!(feature = "flex"),
-        "ndarray" if index.is_none() => cfg!(feature = "ndarray"),
-        "wgpu" if indexed || wanted == SOFTWARE => cfg!(feature = "wgpu"),
-        "cuda" if indexed => cfg!(feature = "cuda"),
+        "flex" if index.is_none() => (cfg!(feature = "flex"), cpus(), ""),
+        "ndarray" if index.is_none() => (cfg!(feature = "ndarray"), cpus(), ""),
+        "wgpu" if indexed || wanted == SOFTWARE => (
+            cfg!(feature = "wgpu"),
+            adapters(),
+            ": there is no graphics adapter (no Vulkan, Metal, DirectX or OpenGL driver)",
+        ),
+        "cuda" if indexed => (
+            cfg!(feature = "cuda"),
+            cards(),
+            ": there is no NVIDIA card, or its driver is missing",
+        ),
         _ => bail!("unknown device `{name}`. {}", available()),
     };
-    if !compiled {
-        bail!(
-            "`{name}` is not compiled in: build with `--features {runtime}`. {}",
-            available()
-        );
-    }
-    let devices = match runtime {
-        "wgpu" => adapters(),
-        "cuda" => cards(),
-        _ => cpus(),
-    };
-    let gpus = devices.iter().filter(|device| device.name != SOFTWARE);
-    let reason = match (runtime, devices.len(), gpus.count()) {
-        ("cuda", 0, _) => "there is no NVIDIA card, or its driver is missing".to_string(),
-        (_, 0, _) => {
-            "there is no graphics adapter (no Vulkan, Metal, DirectX or OpenGL driver)".into()
-        }
-        (_, _, 0) => "there is no hardware GPU".to_string(),
-        _ if wanted == SOFTWARE => "no adapter computes on the CPU".to_string(),
-        (_, _, gpus) => format!("the GPUs are numbered 0 to {}", gpus - 1),
+    ensure!(
+        compiled,
+        "`{name}` is not compiled in: build with `--features {runtime}`. {}",
+        available()
+    );
+    let missing = match devices.is_empty() {
+        true => missing,
+        false => "",
     };
     // GPUs come first, the best of them before the others.
     let first = matches!(wanted.as_str(), "wgpu" | "cuda");
-    let found = devices
-        .into_iter()
-        .find(|device| first || device.name == wanted);
-    found
-        .ok_or_else(|| anyhow!("no device `{name}`: {reason}. {}", available()))?
-        .open()
+    let found = devices.into_iter().find(|of| first || of.name == wanted);
+    let found = found.with_context(|| format!("no device `{name}`{missing}. {}", available()));
+    found?.open()
 }
+
+/// What `devices` prints.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Devices(Vec<NamedDevice>);
 
 /// All devices of this machine that this program can use, with the names of the adapters.
-pub fn list() -> Vec<NamedDevice> {
-    all()
-        .into_iter()
-        .filter_map(|device| device.open().ok())
-        .collect()
+pub fn list() -> Devices {
+    let devices = all().into_iter();
+    Devices(devices.filter_map(|device| device.open().ok()).collect())
 }
 
-/// The devices for people.
-pub(crate) fn table(devices: &[NamedDevice]) -> String {
-    let lines = devices.iter().map(|device| {
-        format!(
-            "{:<10} {:<20} {}\n",
-            device.name, device.kind, device.adapter
-        )
-    });
-    let auto = resolve("auto").map_or_else(|error| error.to_string(), |device| device.name);
-    lines.collect::<String>() + &format!("auto is {auto}\n")
+impl Display for Devices {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        for NamedDevice {
+            name,
+            kind,
+            adapter,
+            ..
+        } in &self.0
+        {
+            writeln!(f, "{name:<10} {kind:<20} {adapter}")?;
+        }
+        match resolve("auto") {
+            Ok(device) => writeln!(f, "auto is {}", device.name),
+            Err(error) => writeln!(f, "auto is {error}"),
+        }
+    }
 }
 
 /// The names for error messages. Opens nothing.
 fn available() -> String {
-    let names: Vec<String> = all()
-        .iter()
-        .map(|device| format!("{} ({})", device.name, device.kind))
-        .collect();
+    let all = all();
+    let names = all.iter().map(|of| format!("{} ({})", of.name, of.kind));
+    let names: Vec<String> = names.collect();
     format!("This machine has: {}", names.join(", "))
 }
 
@@ -156,7 +158,7 @@ fn cpus() -> Vec<NamedDevice> {
     fn cpu(name: &str, device: Device) -> NamedDevice {
         NamedDevice {
             name: name.into(),
-            kind: "CPU",
+            kind: CPU,
             adapter: format!("burn-{name}"),
             device,
         }
@@ -177,17 +179,13 @@ fn cards() -> Vec<NamedDevice> {
 /// NVIDIA cards as CUDA numbers them. Asking is safe without a driver: the answer is empty.
 #[cfg(feature = "cuda")]
 fn cards() -> Vec<NamedDevice> {
-    use burn::tensor::DeviceType;
-    let found = catch(|| Device::enumerate(DeviceType::Cuda).into_vec()).unwrap_or_default();
-    let named = found
-        .into_iter()
-        .enumerate()
-        .map(|(at, device)| NamedDevice {
-            name: format!("cuda:{at}"),
-            kind: "NVIDIA card",
-            adapter: String::new(),
-            device,
-        });
+    let cards = enumerate(burn::tensor::DeviceType::Cuda).into_iter();
+    let named = cards.enumerate().map(|(at, device)| NamedDevice {
+        name: format!("cuda:{at}"),
+        kind: "NVIDIA card",
+        adapter: String::new(),
+        device,
+    });
     named.collect()
 }
 
@@ -200,44 +198,45 @@ fn adapters() -> Vec<NamedDevice> {
 /// answer is empty.
 #[cfg(feature = "wgpu")]
 fn adapters() -> Vec<NamedDevice> {
-    use burn::tensor::{DeviceKind, DeviceType};
+    use burn::tensor::DeviceKind::{self, DiscreteGpu, IntegratedGpu, VirtualGpu};
+    const KINDS: [&str; 5] = [
+        "discrete GPU",
+        "integrated GPU",
+        "virtual GPU",
+        "other GPU",
+        "software on the CPU",
+    ];
     /// A device does not tell its kind, but can be compared with those that have one.
     const MANY: usize = 16;
     let kind = |device: &Device| {
-        let is =
-            |kind: fn(usize) -> DeviceKind| (0..MANY).any(|at| *device == Device::wgpu(kind(at)));
-        if *device == Device::wgpu(DeviceKind::Cpu) {
-            (4, "software on the CPU")
-        } else if is(DeviceKind::DiscreteGpu) {
-            (0, "discrete GPU")
-        } else if is(DeviceKind::IntegratedGpu) {
-            (1, "integrated GPU")
-        } else if is(DeviceKind::VirtualGpu) {
-            (2, "virtual GPU")
-        } else {
-            (3, "other GPU")
+        let is = |kind: DeviceKind| *device == Device::wgpu(kind);
+        let of: [fn(usize) -> DeviceKind; 3] = [DiscreteGpu, IntegratedGpu, VirtualGpu];
+        let gpu = of.iter().position(|of| (0..MANY).any(|at| is(of(at))));
+        match is(DeviceKind::Cpu) {
+            true => 4,
+            false => gpu.unwrap_or(3),
         }
     };
-    let found = catch(|| Device::enumerate(DeviceType::Wgpu).into_vec()).unwrap_or_default();
-    let mut adapters: Vec<_> = found
-        .into_iter()
-        .map(|device| (kind(&device), device))
-        .collect();
-    adapters.sort_by_key(|((rank, _), _)| *rank);
-    let named = adapters
-        .into_iter()
-        .enumerate()
-        .map(|(at, ((rank, kind), device))| NamedDevice {
-            name: if rank == 4 {
-                SOFTWARE.to_string()
-            } else {
-                format!("wgpu:{at}")
+    let mut found = enumerate(burn::tensor::DeviceType::Wgpu);
+    found.sort_by_key(kind);
+    let named = found.into_iter().enumerate().map(|(at, device)| {
+        let kind = kind(&device);
+        NamedDevice {
+            name: match kind {
+                4 => SOFTWARE.to_string(),
+                _ => format!("wgpu:{at}"),
             },
-            kind,
+            kind: KINDS[kind],
             adapter: String::new(),
             device,
-        });
+        }
+    });
     named.collect()
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn enumerate(runtime: burn::tensor::DeviceType) -> Vec<Device> {
+    catch(|| Device::enumerate(runtime).into_vec()).unwrap_or_default()
 }
 
 /// Looking for GPUs also asks for a Wayland display, whose library prints an alarming line where
@@ -308,7 +307,7 @@ mod tests {
     #[test]
     fn auto_never_takes_a_software_adapter() {
         let device = resolve("auto").expect("flex at least");
-        let gpu = adapters().iter().any(|adapter| adapter.name != SOFTWARE);
+        let gpu = adapters().iter().any(NamedDevice::is_gpu);
         let expected = match (cards().is_empty(), gpu) {
             (false, _) => "cuda:0",
             (true, true) => "wgpu:0",

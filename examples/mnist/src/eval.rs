@@ -1,6 +1,8 @@
 //! The command `eval`, and the test itself: one code path for all commands, so that they give the same
 //! numbers.
 
+use std::fmt::{Display, Formatter};
+
 use anyhow::{Context, Result, anyhow};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::{Device, Tensor};
@@ -8,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{EvalArgs, ModelArgs};
 use crate::config::RunConfig;
-use crate::data::{BatchLoader, CLASSES, Images, Samples, Source};
+use crate::data::{CLASSES, Dataset, Images, Samples};
 use crate::device::{self, NamedDevice};
 use crate::folder::Folder;
 use crate::metrics::Scores;
 use crate::model::Classifier;
+use crate::report::{HEAD, class_table, row};
 
 /// Images per validation or test step: large, since no gradients are kept.
 pub const EVAL_BATCH: usize = 500;
@@ -62,20 +65,13 @@ pub fn test(
     device: &Device,
 ) -> Result<Evaluation> {
     let samples = Samples::new(images, config.model.input, config.scale);
-    evaluate(model, &samples, &samples.all(), device)
+    evaluate(model, &samples, device)
 }
 
-/// Runs the network over the samples at `indices`, in order, without gradients.
-pub fn evaluate(
-    model: &Classifier,
-    samples: &Samples,
-    indices: &[u32],
-    device: &Device,
-) -> Result<Evaluation> {
+/// Runs the network over the samples, in order, without gradients.
+pub fn evaluate(model: &Classifier, samples: &Samples, device: &Device) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
-    let loader = BatchLoader::fixed(samples, indices, EVAL_BATCH, device);
-    for batch in loader.iter() {
-        let batch = batch.map_err(|error| anyhow!("{error}"))?;
+    for batch in samples.batches(EVAL_BATCH, device).iter().flatten() {
         let logits = read(model, batch.inputs)?;
         let scores = Scores::of(&logits, &batch.labels, |class, predicted| {
             evaluation.confusion[usize::from(class)][predicted] += 1;
@@ -110,6 +106,18 @@ pub struct EvalReport {
     pub test_accuracy: f64,
     /// Class by class.
     pub classes: Vec<ClassReport>,
+    /// The network in words.
+    #[serde(skip)]
+    pub network: String,
+}
+
+impl Display for EvalReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let scores = Some((self.test_loss, self.test_accuracy));
+        let row = row("test", self.test_images, scores);
+        let classes = class_table(&self.classes);
+        write!(f, "{}\n{HEAD}{row}\n{classes}", self.network)
+    }
 }
 
 /// A class in a report.
@@ -144,25 +152,20 @@ pub fn by_class(evaluation: &Evaluation, names: &[String]) -> Vec<ClassReport> {
 
 /// Loads what `train` saved and repeats its test. Data and device are those of the training unless
 /// told otherwise; the same device gives the same digits.
-pub fn run(args: &EvalArgs) -> Result<(EvalReport, RunConfig)> {
-    let SavedRun {
-        config,
-        device,
-        model,
-        ..
-    } = SavedRun::open(&args.model)?;
-    let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
-    let (data, images) = (source.name()?, source.load()?.test);
-    let evaluation = test(&model, &config, &images, &device.device())?;
-    let report = EvalReport {
-        data,
-        device: device.name,
+pub fn run(args: &EvalArgs) -> Result<EvalReport> {
+    let saved = SavedRun::open(&args.model)?;
+    let config = &saved.config;
+    let data = Dataset::load(args.data.as_deref().unwrap_or(&config.data))?;
+    let evaluation = test(&saved.model, config, &data.test, &saved.device.device())?;
+    Ok(EvalReport {
+        data: data.name,
         test_images: evaluation.scores.count,
         test_loss: evaluation.scores.loss(),
         test_accuracy: evaluation.scores.accuracy(),
         classes: by_class(&evaluation, &config.class_names),
-    };
-    Ok((report, config))
+        network: config.model.describe(),
+        device: saved.device.name,
+    })
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -187,7 +190,7 @@ mod tests {
         let device = Device::flex();
         let samples = Samples::new(&images, 100, Scale::of(&images));
         let model = config.init(1, &device);
-        let evaluation = evaluate(&model, &samples, &samples.all(), &device).expect("evaluated");
+        let evaluation = evaluate(&model, &samples, &device).expect("evaluated");
         let names: Vec<String> = (0..CLASSES).map(|class| class.to_string()).collect();
         let classes = by_class(&evaluation, &names);
         assert_eq!(

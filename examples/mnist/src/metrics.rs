@@ -5,7 +5,7 @@
 //! arithmetic in `f64`. Training, validation, test and `eval` all use this code, which is why their
 //! numbers can be compared digit for digit.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::{ExecutionError, Tensor, TensorReadError};
 use burn::train::metric::state::{FormatOptions, NumericMetricState};
@@ -93,7 +93,7 @@ fn cross_entropy(row: &[f32], label: usize) -> f64 {
 pub struct StepOutput {
     logits: Tensor<2>,
     labels: Arc<[u8]>,
-    scores: OnceLock<Scores>,
+    scores: Option<Scores>,
 }
 
 impl StepOutput {
@@ -102,7 +102,7 @@ impl StepOutput {
         Self {
             logits,
             labels,
-            scores: OnceLock::new(),
+            scores: None,
         }
     }
 }
@@ -113,17 +113,14 @@ impl ItemLazy for StepOutput {
         let logits = data.as_slice::<f32>().map_err(|error| {
             ExecutionError::with_context(format!("the logits are not f32: {error:?}"))
         })?;
-        let scores = Scores::of(logits, &self.labels, |_, _| {});
-        Ok(Self {
-            scores: OnceLock::from(scores),
-            ..self
-        })
+        let scores = Some(Scores::of(logits, &self.labels, |_, _| {}));
+        Ok(Self { scores, ..self })
     }
 }
 
 impl Adaptor<Scores> for StepOutput {
     fn adapt(&self) -> Scores {
-        self.scores.get().copied().unwrap_or_default()
+        self.scores.unwrap_or_default()
     }
 }
 

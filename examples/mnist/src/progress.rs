@@ -19,13 +19,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Progress {
     /// A line per epoch, and a moving bar on a terminal.
-    #[default]
     Auto,
     /// Burn's dashboard, then a line per epoch.
     Dashboard,
     /// A line per epoch.
     Plain,
     /// Nothing.
+    #[default]
     None,
 }
 
@@ -51,12 +51,12 @@ impl Progress {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    /// The renderer for a run that starts after epoch `resumed`.
+    /// The renderer for a run that starts after `done` epochs.
     pub fn renderer(
         self,
         bar: &ProgressBar,
         interrupter: &Interrupter,
-        resumed: Option<usize>,
+        done: usize,
     ) -> Box<dyn MetricsRenderer> {
         if self != Self::Dashboard {
             return Box::new(Bar {
@@ -65,7 +65,8 @@ impl Progress {
                 epochs: 0,
             });
         }
-        let dashboard = TuiMetricsRendererWrapper::new(interrupter.clone(), resumed);
+        let dashboard =
+            TuiMetricsRendererWrapper::new(interrupter.clone(), (done > 0).then_some(done));
         let start = Instant::now();
         while !keep_ctrl_c() && start.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(1));

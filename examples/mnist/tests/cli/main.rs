@@ -16,7 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use mnist::data::{Dataset, Images, Source};
+use mnist::data::{Dataset, EMBEDDED, Images};
 use serde_json::Value;
 
 /// All files of a finished run.
@@ -158,7 +158,7 @@ fn wait_for(path: impl AsRef<Path>) {
 }
 
 fn embedded() -> Dataset {
-    Source::Embedded.load().expect("embedded images")
+    Dataset::load(EMBEDDED).expect("embedded images")
 }
 
 fn write_idx(folder: &Path, split: &str, images: &Images, count: usize) {

@@ -108,7 +108,7 @@ fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> f64 {
             let grads = GradientsParams::from_grads(grads, &model);
             model = optimizer.step(training.learning_rate, model, grads);
         }
-        seconds += loader.clock().seconds();
+        seconds += loader.clock()();
     }
     (training.epochs * data.train.count()) as f64 / seconds
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{EvalArgs, ModelArgs};
 use crate::config::RunConfig;
-use crate::data::{CLASSES, Dataset, Images, Samples};
+use crate::data::{Dataset, Images, Samples};
 use crate::device::{self, NamedDevice};
 use crate::folder::Folder;
 use crate::metrics::Scores;
@@ -19,15 +19,6 @@ use crate::report::{HEAD, class_table, row};
 
 /// Images per validation or test step: large, since no gradients are kept.
 pub const EVAL_BATCH: usize = 500;
-
-/// Loss, accuracy and confusion over a set of images.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Evaluation {
-    /// The sums over all images.
-    pub scores: Scores,
-    /// What is taken for what: `confusion[class][prediction]` counts images.
-    pub confusion: [[usize; CLASSES]; CLASSES],
-}
 
 /// A finished run, read.
 pub struct SavedRun {
@@ -63,22 +54,18 @@ pub fn test(
     config: &RunConfig,
     images: &Images,
     device: &Device,
-) -> Result<Evaluation> {
+) -> Result<Scores> {
     let samples = Samples::new(images, config.model.input, config.scale);
     evaluate(model, &samples, device)
 }
 
 /// Runs the network over the samples, in order, without gradients.
-pub fn evaluate(model: &Classifier, samples: &Samples, device: &Device) -> Result<Evaluation> {
-    let mut evaluation = Evaluation::default();
+pub fn evaluate(model: &Classifier, samples: &Samples, device: &Device) -> Result<Scores> {
+    let mut scores = Scores::default();
     for batch in samples.batches(EVAL_BATCH, device).iter().flatten() {
-        let logits = read(model, batch.inputs)?;
-        let scores = Scores::of(&logits, &batch.labels, |class, predicted| {
-            evaluation.confusion[usize::from(class)][predicted] += 1;
-        });
-        evaluation.scores.add(scores);
+        scores.add(Scores::of(&read(model, batch.inputs)?, &batch.labels));
     }
-    Ok(evaluation)
+    Ok(scores)
 }
 
 /// Logits on the host.
@@ -134,8 +121,8 @@ pub struct ClassReport {
 }
 
 /// Class by class, with names.
-pub fn by_class(evaluation: &Evaluation, names: &[String]) -> Vec<ClassReport> {
-    let classes = names.iter().zip(&evaluation.confusion).enumerate();
+pub fn by_class(scores: &Scores, names: &[String]) -> Vec<ClassReport> {
+    let classes = names.iter().zip(&scores.confusion).enumerate();
     classes
         .map(|(class, (name, row))| {
             let (images, correct) = (row.iter().sum(), row[class]);
@@ -156,13 +143,13 @@ pub fn run(args: &EvalArgs) -> Result<EvalReport> {
     let saved = SavedRun::open(&args.model)?;
     let config = &saved.config;
     let data = Dataset::load(args.data.as_deref().unwrap_or(&config.data))?;
-    let evaluation = test(&saved.model, config, &data.test, &saved.device.device())?;
+    let scores = test(&saved.model, config, &data.test, &saved.device.device())?;
     Ok(EvalReport {
         data: data.name,
-        test_images: evaluation.scores.count,
-        test_loss: evaluation.scores.loss(),
-        test_accuracy: evaluation.scores.accuracy(),
-        classes: by_class(&evaluation, &config.class_names),
+        test_images: scores.count(),
+        test_loss: scores.loss(),
+        test_accuracy: scores.accuracy(),
+        classes: by_class(&scores, &config.class_names),
         network: config.model.describe(),
         device: saved.device.name,
     })
@@ -171,7 +158,7 @@ pub fn run(args: &EvalArgs) -> Result<EvalReport> {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::data::Scale;
+    use crate::data::{CLASSES, Scale};
     use crate::model::{ModelConfig, NormKind};
 
     #[test]
@@ -190,21 +177,17 @@ mod tests {
         let device = Device::flex();
         let samples = Samples::new(&images, 100, Scale::of(&images));
         let model = config.init(1, &device);
-        let evaluation = evaluate(&model, &samples, &device).expect("evaluated");
+        let scores = evaluate(&model, &samples, &device).expect("evaluated");
         let names: Vec<String> = (0..CLASSES).map(|class| class.to_string()).collect();
-        let classes = by_class(&evaluation, &names);
+        let classes = by_class(&scores, &names);
         assert_eq!(
-            (
-                evaluation.scores.count,
-                classes[0].images,
-                classes[9].images
-            ),
+            (scores.count(), classes[0].images, classes[9].images),
             (1203, 121, 120)
         );
         let correct: usize = classes.iter().map(|class| class.correct).sum();
-        assert_eq!(correct, evaluation.scores.correct);
-        let chance = (evaluation.scores.loss() - 10f64.ln()).abs();
+        assert_eq!(correct, scores.correct());
+        let chance = (scores.loss() - 10f64.ln()).abs();
         assert!(chance < 0.5, "untrained: about ln 10, not {chance} from it");
-        assert_eq!(by_class(&Evaluation::default(), &names)[3].accuracy, None);
+        assert_eq!(by_class(&Scores::default(), &names)[3].accuracy, None);
     }
 }

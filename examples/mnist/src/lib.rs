@@ -62,16 +62,9 @@ use serde::Serialize;
 pub const RUN: &str = "cargo run --release -p mnist --";
 
 /// The user stopped the run; the text says what is left and how to go on.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Interrupted(String);
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Interrupted {}
 
 /// Runs the command and prints its result on standard output.
 pub fn execute(cli: cli::Cli) -> Result<()> {

@@ -117,7 +117,7 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         from.path().display(),
         old.epochs
     );
-    let _lock = to.lock()?;
+    let lock = to.lock()?;
     // Again: somebody may have been faster.
     check()?;
 
@@ -139,6 +139,7 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         data,
         images,
         history,
+        _lock: lock,
     };
     let new = write(&run, &model, old.model_epoch, &to)?;
     let worst = |drift: fn(&LayerHealth) -> Option<f64>| {
@@ -151,8 +152,8 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         mean_drift: worst(|layer| layer.mean_drift),
         variance_drift: worst(|layer| layer.variance_drift),
         test_images: new.test_images,
-        test_loss_before: before.scores.loss(),
-        test_accuracy_before: before.scores.accuracy(),
+        test_loss_before: before.loss(),
+        test_accuracy_before: before.accuracy(),
         test_loss: new.test_loss,
         test_accuracy: new.test_accuracy,
     })

@@ -13,7 +13,6 @@ use indicatif::ProgressBar;
 
 use crate::checkpoint;
 use crate::config::TrainingConfig;
-use crate::data::EpochClock;
 use crate::folder::{Folder, METRICS};
 use crate::history::{EpochRow, History};
 use crate::metrics::{ACCURACY, LOSS};
@@ -63,7 +62,8 @@ impl MetricLogger for FinalValues {
 pub struct Recorder {
     pub training: TrainingConfig,
     pub history: Arc<Mutex<History>>,
-    pub clock: EpochClock,
+    /// Seconds of the last epoch.
+    pub clock: Arc<dyn Fn() -> f64 + Send + Sync>,
     /// Images trained on in each epoch.
     pub train_images: usize,
     /// Whether there are validation images.
@@ -90,7 +90,7 @@ impl Recorder {
                 value.unwrap_or(f64::NAN)
             };
             let valid = |name| self.validates.then(|| value(name, Split::Valid));
-            let seconds = self.clock.seconds();
+            let seconds = (self.clock)();
             let row = EpochRow {
                 epoch,
                 train_loss: value(LOSS, Split::Train),

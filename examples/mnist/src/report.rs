@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::eval::{ClassReport, Evaluation, by_class};
+use crate::eval::{ClassReport, by_class};
 use crate::folder::{CONFIG, CONFUSION, CURVES, Folder, METRICS, MODEL, SAFETENSORS, SUMMARY};
+use crate::metrics::Scores;
 use crate::train::Run;
 
 /// `summary.json`: the results of a run. Losses are mean cross-entropies, accuracies shares from 0
@@ -62,13 +63,12 @@ impl Summary {
     pub(crate) fn new(
         run: &Run,
         model_epoch: usize,
-        [train, valid, test]: [&Evaluation; 3],
+        [train, valid, test]: [&Scores; 3],
         folder: &Folder,
     ) -> Self {
         let (config, rows) = (&run.config, &run.history.rows);
         let seconds: f64 = rows.iter().map(|row| row.train_seconds).sum();
-        let [train_scores, valid_scores, test_scores] = [train, valid, test].map(|of| of.scores);
-        let validated = valid_scores.count > 0;
+        let validated = valid.count() > 0;
         Self {
             device: run.device.name.clone(),
             adapter: run.device.adapter.clone(),
@@ -77,17 +77,17 @@ impl Summary {
             epochs: rows.len(),
             model_epoch,
             seed: config.training.seed,
-            train_images: train_scores.count,
-            train_loss: train_scores.loss(),
-            train_accuracy: train_scores.accuracy(),
-            validation_images: valid_scores.count,
-            validation_loss: validated.then(|| valid_scores.loss()),
-            validation_accuracy: validated.then(|| valid_scores.accuracy()),
-            test_images: test_scores.count,
-            test_loss: test_scores.loss(),
-            test_accuracy: test_scores.accuracy(),
+            train_images: train.count(),
+            train_loss: train.loss(),
+            train_accuracy: train.accuracy(),
+            validation_images: valid.count(),
+            validation_loss: validated.then(|| valid.loss()),
+            validation_accuracy: validated.then(|| valid.accuracy()),
+            test_images: test.count(),
+            test_loss: test.loss(),
+            test_accuracy: test.accuracy(),
             train_seconds: seconds,
-            train_images_per_second: (rows.len() * train_scores.count) as f64 / seconds,
+            train_images_per_second: (rows.len() * train.count()) as f64 / seconds,
             classes: by_class(test, &config.class_names),
             folder: folder.path().to_path_buf(),
         }

@@ -25,6 +25,8 @@ pub(crate) struct Run {
     pub images: TrainingData,
     /// The epochs done.
     pub history: History,
+    /// On the folder.
+    pub _lock: File,
 }
 
 /// Trains, or goes on. Returns what it wrote to `summary.json`.
@@ -32,7 +34,7 @@ pub fn run(args: &TrainArgs, interrupter: &Interrupter) -> Result<Summary> {
     args.progress.check(args.json)?;
     let folder = Folder::new(&args.out);
     folder.check_ours()?;
-    let (mut run, _lock) = match args.resume {
+    let mut run = match args.resume {
         true => resumed(args, &folder)?,
         false => fresh(args, &folder)?,
     };
@@ -71,7 +73,7 @@ pub fn run(args: &TrainArgs, interrupter: &Interrupter) -> Result<Summary> {
 }
 
 /// The settings of the flags, in a folder that is taken and cleared.
-fn fresh(args: &TrainArgs, folder: &Folder) -> Result<(Run, File)> {
+fn fresh(args: &TrainArgs, folder: &Folder) -> Result<Run> {
     let device = device::resolve(args.network.device.as_deref().unwrap_or("auto"))?;
     let data = Dataset::load(args.network.data.as_deref().unwrap_or(EMBEDDED))?;
     let norm = args.norm.unwrap_or(NormKind::Batch);
@@ -87,13 +89,7 @@ fn fresh(args: &TrainArgs, folder: &Folder) -> Result<(Run, File)> {
         config.class_names.clone_from(classes);
     }
     config.check()?;
-    let run = Run {
-        images: TrainingData::new(&config, &data.train)?,
-        config,
-        device,
-        data,
-        history: History::default(),
-    };
+    let images = TrainingData::new(&config, &data.train)?;
     let lock = folder.lock()?;
     // Again: somebody may have been faster.
     folder.check_ours()?;
@@ -101,11 +97,18 @@ fn fresh(args: &TrainArgs, folder: &Folder) -> Result<(Run, File)> {
     let state = folder.state("");
     fs::create_dir_all(&state)
         .with_context(|| format!("cannot create the folder {}", state.display()))?;
-    Ok((run, lock))
+    Ok(Run {
+        config,
+        device,
+        data,
+        images,
+        history: History::default(),
+        _lock: lock,
+    })
 }
 
 /// The saved settings, with more epochs or another device if asked for; all else must agree.
-fn resumed(args: &TrainArgs, folder: &Folder) -> Result<(Run, File)> {
+fn resumed(args: &TrainArgs, folder: &Folder) -> Result<Run> {
     let shown = folder.path().display();
     let nothing = || format!("nothing to resume in {shown}. Start it without --resume");
     let path = folder.state(CONFIG);
@@ -143,14 +146,14 @@ fn resumed(args: &TrainArgs, folder: &Folder) -> Result<(Run, File)> {
         );
     }
     let data = Dataset::load(&config.data)?;
-    let run = Run {
+    Ok(Run {
         images: TrainingData::new(&config, &data.train)?,
         config,
         device,
         data,
         history,
-    };
-    Ok((run, lock))
+        _lock: lock,
+    })
 }
 
 /// A flag that is given and differs from the saved run is refused, not ignored.
@@ -218,7 +221,7 @@ pub(crate) fn write(
     folder.save_model(model)?;
     folder::save_json(&folder.file(CONFIG), config)?;
     run.history.save(&folder.file(METRICS))?;
-    let scores = (test.scores.loss(), test.scores.accuracy());
+    let scores = (test.loss(), test.accuracy());
     plots::learning_curves(&folder.file(CURVES), &run.history, scores)?;
     plots::confusion_matrix(&folder.file(CONFUSION), &test, &config.class_names)?;
     folder::save_json(&folder.file(SUMMARY), &summary)?;

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use burn::train::{
     InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
@@ -17,7 +17,7 @@ use crate::data::{Batch, Images, Samples};
 use crate::eval::EVAL_BATCH;
 use crate::folder::Folder;
 use crate::history::History;
-use crate::metrics::{ScoreMetric, StepOutput};
+use crate::metrics::{ScoreMetric, Scores, StepOutput};
 use crate::model::Classifier;
 use crate::progress::{Progress, clear_below};
 use crate::quiet::catch;
@@ -32,7 +32,7 @@ impl TrainStep for Classifier {
         let logits = self.forward(batch.inputs);
         let loss = CrossEntropyLossConfig::new().init(&logits.device());
         let grads = loss.forward(logits.clone(), batch.targets).backward();
-        TrainOutput::new(self, grads, StepOutput::new(logits, batch.labels))
+        TrainOutput::new(self, grads, step_output(logits, batch.labels))
     }
 }
 
@@ -41,7 +41,15 @@ impl InferenceStep for Classifier {
     type Output = StepOutput;
 
     fn step(&self, batch: Batch) -> StepOutput {
-        StepOutput::new(self.forward(batch.inputs), batch.labels)
+        step_output(self.forward(batch.inputs), batch.labels)
+    }
+}
+
+fn step_output(logits: Tensor<2>, labels: Arc<[u8]>) -> StepOutput {
+    StepOutput {
+        logits,
+        labels,
+        scores: Scores::default(),
     }
 }
 
@@ -139,7 +147,7 @@ fn train_with(
     let recorder = Recorder {
         training: training.clone(),
         history: Arc::new(Mutex::new(session.resume)),
-        clock: train_loader.clock(),
+        clock: Arc::new(train_loader.clock()),
         train_images: data.train.count(),
         validates: data.valid.count() > 0,
         folder: session.folder.clone(),

@@ -280,7 +280,7 @@ fn measured(
         Method::Recalibrated => recalibrated(trained.model.clone(), &images.train, device, |_| ()),
         _ => trained.model.clone(),
     };
-    let test = evaluate(&model, test, device)?.scores;
+    let test = evaluate(&model, test, device)?;
     let (training, rows) = (&config.training, &trained.history.rows);
     let shares = rows.iter().filter_map(|row| row.valid_accuracy);
     let steps = images.train.count() as f64 / training.batch_size as f64;

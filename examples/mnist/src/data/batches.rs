@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
@@ -35,7 +35,7 @@ pub struct BatchLoader {
     device: Device,
     /// Seed, and the epoch that comes next.
     shuffled: Option<(u64, Arc<AtomicU64>)>,
-    clock: EpochClock,
+    nanoseconds: Arc<AtomicU64>,
 }
 
 impl BatchLoader {
@@ -46,7 +46,7 @@ impl BatchLoader {
             batch_size,
             device: device.clone(),
             shuffled: None,
-            clock: EpochClock::default(),
+            nanoseconds: Arc::default(),
         }
     }
 
@@ -57,9 +57,12 @@ impl BatchLoader {
         self
     }
 
-    /// Tells the time of the last epoch.
-    pub fn clock(&self) -> EpochClock {
-        self.clock.clone()
+    /// Tells the time in seconds of the last complete epoch, from its first batch until the device has
+    /// finished the last step; 0 before the end of the first. Validation, checkpoints and everything else
+    /// between epochs are outside.
+    pub fn clock(&self) -> impl Fn() -> f64 + Send + Sync + use<> {
+        let nanoseconds = self.nanoseconds.clone();
+        move || nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
     }
 }
 
@@ -113,7 +116,7 @@ impl Iterator for Batches<'_> {
             samples,
             batch_size,
             device,
-            clock,
+            nanoseconds,
             ..
         } = self.loader;
         let left = self.order.len() - self.done;
@@ -121,7 +124,8 @@ impl Iterator for Batches<'_> {
             // A GPU may still compute what was only queued: its time belongs to the epoch.
             // A failure shows again at the next read, which reports it.
             let _ = device.sync();
-            clock.set(self.start.elapsed());
+            let time = self.start.elapsed().as_nanos() as u64;
+            nanoseconds.store(time, Ordering::Relaxed);
             return None;
         }
         // A last batch of one image has no variance to normalise with, so that image joins the batch
@@ -139,22 +143,6 @@ impl Iterator for Batches<'_> {
 impl DataLoaderIterator<Batch> for Batches<'_> {
     fn progress(&self) -> Progress {
         Progress::new(self.done, self.order.len(), Some("images".to_string()))
-    }
-}
-
-/// Time of the last complete epoch, from its first batch until the device has finished the last step.
-/// Validation, checkpoints and everything else between epochs are outside.
-#[derive(Clone, Debug, Default)]
-pub struct EpochClock(Arc<AtomicU64>);
-
-impl EpochClock {
-    fn set(&self, time: Duration) {
-        self.0.store(time.as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    /// The time in seconds; 0 before the end of the first epoch.
-    pub fn seconds(&self) -> f64 {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed)).as_secs_f64()
     }
 }
 
@@ -238,8 +226,8 @@ mod tests {
         let loader = loader(10, 4);
         let clock = loader.clock();
         drop(loader.iter().next());
-        assert_eq!(clock.seconds(), 0.0);
+        assert_eq!(clock(), 0.0);
         loader.iter().for_each(drop);
-        assert!(clock.seconds() > 0.0);
+        assert!(clock() > 0.0);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use batches::{Batch, BatchLoader, EpochClock};
+pub use batches::{Batch, BatchLoader};
 pub use samples::{Samples, Scale};
 
 /// Images are squares of this many pixels a side, as in all relatives of MNIST.

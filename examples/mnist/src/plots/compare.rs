@@ -76,10 +76,9 @@ pub fn comparison(path: &Path, comparison: &Comparison) -> Result<()> {
         accuracy,
         side_by_side(groups, &methods, place, accuracy_of),
     ));
-    all.push(over_rates(
-        time,
-        side_by_side(groups, &methods, place, time_of),
-    ));
+    let mut time = over_rates(time, side_by_side(groups, &methods, place, time_of));
+    time.range.start = 0.0;
+    all.push(time);
     panels(path, PANEL, &names, &all)
 }
 

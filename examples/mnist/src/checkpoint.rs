@@ -14,20 +14,18 @@ use crate::note;
 /// The three files of Burn's default checkpointers.
 const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
-/// The epoch of a checkpoint file, from its name.
-pub fn epoch_of(name: &str) -> Option<usize> {
-    let (part, rest) = name.split_once('-')?;
-    PARTS.contains(&part).then_some(())?;
-    rest.strip_suffix(".bpk")?.parse().ok()
+/// The epoch of a checkpoint file, from its name without `.bpk`.
+pub fn epoch_of(stem: &str) -> Option<usize> {
+    let (part, epoch) = stem.split_once('-')?;
+    epoch.parse().ok().filter(|_| PARTS.contains(&part))
 }
 
 /// Epochs of which all three files are there.
 pub fn complete(folder: &Folder) -> Vec<usize> {
     let mut parts: BTreeMap<usize, usize> = BTreeMap::new();
-    for epoch in names_or_none(&folder.state(""))
-        .iter()
-        .filter_map(|name| epoch_of(name))
-    {
+    let names = names_or_none(&folder.state(""));
+    let stems = names.iter().filter_map(|name| name.strip_suffix(".bpk"));
+    for epoch in stems.filter_map(epoch_of) {
         *parts.entry(epoch).or_default() += 1;
     }
     let complete = parts.into_iter().filter(|(_, count)| *count == PARTS.len());

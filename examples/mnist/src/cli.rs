@@ -24,6 +24,9 @@ pub struct Cli {
     /// Flags of `train` work without its name.
     #[command(flatten)]
     pub train: TrainArgs,
+    /// Print the results as JSON, and nothing else on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
 }
 
 /// The commands.
@@ -42,7 +45,7 @@ pub enum Command {
     /// Examine the batch normalization of a saved network on test images
     Health(EvalArgs),
     /// List the devices of this machine
-    Devices(DevicesArgs),
+    Devices,
 }
 
 /// Flags of `train`. Absent ones take the default, or with `--resume` the value of the saved run.
@@ -72,9 +75,6 @@ pub struct TrainArgs {
     /// How to show progress, on standard error
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Progress::Auto)]
     pub progress: Progress,
-    /// Print the summary as JSON and nothing else on standard output
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags that `train` and `compare` share.
@@ -118,9 +118,6 @@ pub struct ModelArgs {
     /// Device [default: that of the training, which repeats its numbers exactly]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Print JSON and nothing else
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags of `eval` and `health`.
@@ -197,17 +194,6 @@ pub struct CompareArgs {
     /// Folder for the picture, the table and the JSON file
     #[arg(long, value_name = "DIR", default_value = "artifacts/compare")]
     pub out: PathBuf,
-    /// Print JSON and nothing else on standard output
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Flags of `devices`.
-#[derive(Args, Debug)]
-pub struct DevicesArgs {
-    /// Print JSON and nothing else
-    #[arg(long)]
-    pub json: bool,
 }
 
 fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {

@@ -15,6 +15,8 @@ use std::fmt::{Display, Formatter};
 
 use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use burn::tensor::DeviceType;
 use serde::Serialize;
 
 use crate::quiet::catch;
@@ -22,8 +24,33 @@ use crate::quiet::catch;
 /// Name of the adapter that computes on the CPU.
 const SOFTWARE: &str = "wgpu:cpu";
 
-/// Kind of the devices that need not be opened.
-const CPU: &str = "CPU";
+/// The runtimes, whether they are compiled in, and what they need.
+const RUNTIMES: [(&str, bool, &str); 4] = [
+    ("flex", cfg!(feature = "flex"), ""),
+    ("ndarray", cfg!(feature = "ndarray"), ""),
+    (
+        "wgpu",
+        cfg!(feature = "wgpu"),
+        ", which takes a driver of Vulkan, Metal, DirectX or OpenGL",
+    ),
+    (
+        "cuda",
+        cfg!(feature = "cuda"),
+        ", which takes an NVIDIA card and its driver",
+    ),
+];
+
+/// Kinds of devices, the best of a runtime first. A device tells its kind in its debug text alone.
+const KINDS: [(&str, &str); 8] = [
+    ("Flex", "CPU"),
+    ("NdArray", "CPU"),
+    ("Cuda", "NVIDIA card"),
+    ("DiscreteGpu", "discrete GPU"),
+    ("IntegratedGpu", "integrated GPU"),
+    ("VirtualGpu", "virtual GPU"),
+    ("Other", "other GPU"),
+    ("Cpu", "software on the CPU"),
+];
 
 /// A device that exists, with its names.
 #[derive(Clone, Debug, Serialize)]
@@ -46,7 +73,7 @@ impl NamedDevice {
 
     /// Brings a GPU up and asks its name.
     fn open(mut self) -> Result<Self> {
-        if self.kind != CPU {
+        if self.adapter.is_empty() {
             let identity = catch(|| self.device.identity()).map_err(|reason| {
                 let reason = reason.lines().next().unwrap_or_default();
                 let name = &self.name;
@@ -56,46 +83,24 @@ impl NamedDevice {
         }
         Ok(self)
     }
-
-    /// Neither a CPU nor software on it.
-    fn is_gpu(&self) -> bool {
-        self.kind != CPU && self.name != SOFTWARE
-    }
 }
-
-/// The runtimes, whether they are compiled in, and what they need.
-const RUNTIMES: [(&str, bool, &str); 4] = [
-    ("flex", cfg!(feature = "flex"), ""),
-    ("ndarray", cfg!(feature = "ndarray"), ""),
-    (
-        "wgpu",
-        cfg!(feature = "wgpu"),
-        ", which takes a driver of Vulkan, Metal, DirectX or OpenGL",
-    ),
-    (
-        "cuda",
-        cfg!(feature = "cuda"),
-        ", which takes an NVIDIA card and its driver",
-    ),
-];
 
 /// Finds the device called `name` and opens it.
 pub fn resolve(name: &str) -> Result<NamedDevice> {
     let wanted = name.to_ascii_lowercase();
     let (runtime, _) = wanted.split_once(':').unwrap_or((&wanted, ""));
-    let mut devices = match runtime {
-        "auto" => cards().into_iter().chain(adapters()).collect(),
-        "wgpu" => adapters(),
-        "cuda" => cards(),
-        _ => cpus(),
+    let runtimes = match runtime {
+        "auto" => vec!["cuda", "wgpu", "flex", "ndarray"],
+        runtime => vec![runtime],
     };
-    if runtime == "auto" {
-        devices.retain(NamedDevice::is_gpu);
-        devices.extend(cpus());
-    }
-    // The best come first.
-    let first = ["auto", "wgpu", "cuda"].contains(&wanted.as_str());
-    let found = devices.into_iter().find(|of| first || of.name == wanted);
+    let found = runtimes.into_iter().flat_map(devices).find(|of| {
+        match wanted.as_str() {
+            "auto" => of.name != SOFTWARE,
+            // The best come first.
+            "wgpu" | "cuda" => true,
+            wanted => of.name == wanted,
+        }
+    });
     let reason = || {
         let reason = match RUNTIMES.iter().find(|(known, ..)| *known == runtime) {
             Some((_, false, _)) => {
@@ -116,20 +121,13 @@ pub struct Devices(Vec<NamedDevice>);
 
 /// All devices of this machine that this program can use, with the names of the adapters.
 pub fn list() -> Devices {
-    let devices = all().into_iter();
-    Devices(devices.filter_map(|device| device.open().ok()).collect())
+    Devices(all().filter_map(|device| device.open().ok()).collect())
 }
 
 impl Display for Devices {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        for NamedDevice {
-            name,
-            kind,
-            adapter,
-            ..
-        } in &self.0
-        {
-            writeln!(f, "{name:<10} {kind:<20} {adapter}")?;
+        for of in &self.0 {
+            writeln!(f, "{:<10} {:<20} {}", of.name, of.kind, of.adapter)?;
         }
         match resolve("auto") {
             Ok(device) => writeln!(f, "auto is {}", device.name),
@@ -140,97 +138,54 @@ impl Display for Devices {
 
 /// The names for error messages. Opens nothing.
 fn available() -> String {
-    let all = all();
-    let names = all.iter().map(|of| format!("{} ({})", of.name, of.kind));
-    let names: Vec<String> = names.collect();
+    let names: Vec<String> = all()
+        .map(|of| format!("{} ({})", of.name, of.kind))
+        .collect();
     format!("This machine has: {}", names.join(", "))
 }
 
 /// Without opening them.
-fn all() -> Vec<NamedDevice> {
-    let gpus = adapters().into_iter().chain(cards());
-    cpus().into_iter().chain(gpus).collect()
+fn all() -> impl Iterator<Item = NamedDevice> {
+    RUNTIMES.iter().flat_map(|(runtime, ..)| devices(runtime))
 }
 
+/// The devices of a runtime, not opened. Asking is safe without a driver: the answer is empty.
 // Burn 0.22 marks ndarray deprecated; it is here to be compared with.
 #[allow(deprecated)]
-fn cpus() -> Vec<NamedDevice> {
-    #[allow(dead_code)]
-    fn cpu(name: &str, device: Device) -> NamedDevice {
-        NamedDevice {
-            name: name.into(),
-            kind: CPU,
-            adapter: format!("burn-{name}"),
-            device,
-        }
-    }
-    vec![
+fn devices(runtime: &str) -> Vec<NamedDevice> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    let enumerate = |of: DeviceType| catch(|| Device::enumerate(of).into_vec()).unwrap_or_default();
+    let mut found: Vec<Device> = match runtime {
         #[cfg(feature = "flex")]
-        cpu("flex", Device::flex()),
+        "flex" => vec![Device::flex()],
         #[cfg(feature = "ndarray")]
-        cpu("ndarray", Device::ndarray()),
-    ]
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cards() -> Vec<NamedDevice> {
-    Vec::new()
-}
-
-/// NVIDIA cards as CUDA numbers them. Asking is safe without a driver: the answer is empty.
-#[cfg(feature = "cuda")]
-fn cards() -> Vec<NamedDevice> {
-    let cards = enumerate(burn::tensor::DeviceType::Cuda).into_iter();
-    let named = cards.enumerate().map(|(at, device)| NamedDevice {
-        name: format!("cuda:{at}"),
-        kind: "NVIDIA card",
-        adapter: String::new(),
-        device,
-    });
-    named.collect()
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn adapters() -> Vec<NamedDevice> {
-    Vec::new()
-}
-
-/// Adapters of the graphics drivers, GPUs first by kind. Asking is safe without a driver: the
-/// answer is empty.
-#[cfg(feature = "wgpu")]
-fn adapters() -> Vec<NamedDevice> {
-    /// A device tells its kind in its debug text alone. The best comes first.
-    const KINDS: [(&str, &str); 5] = [
-        ("DiscreteGpu", "discrete GPU"),
-        ("IntegratedGpu", "integrated GPU"),
-        ("VirtualGpu", "virtual GPU"),
-        ("Other", "other GPU"),
-        ("Cpu", "software on the CPU"),
-    ];
+        "ndarray" => vec![Device::ndarray()],
+        #[cfg(feature = "wgpu")]
+        "wgpu" => enumerate(DeviceType::Wgpu),
+        #[cfg(feature = "cuda")]
+        "cuda" => enumerate(DeviceType::Cuda),
+        _ => Vec::new(),
+    };
     let kind = |device: &Device| {
         let text = format!("{device:?}");
         KINDS.iter().position(|(kind, _)| text.contains(kind))
     };
-    let mut found = enumerate(burn::tensor::DeviceType::Wgpu);
     found.sort_by_key(kind);
     let named = found.into_iter().enumerate().map(|(at, device)| {
-        let (word, kind) = kind(&device).map_or(("", "GPU"), |kind| KINDS[kind]);
+        let (word, kind) = kind(&device).map_or(("", "unknown"), |kind| KINDS[kind]);
+        let (name, adapter) = match (kind, word) {
+            ("CPU", _) => (runtime.to_string(), format!("burn-{runtime}")),
+            (_, "Cpu") => (SOFTWARE.to_string(), String::new()),
+            _ => (format!("{runtime}:{at}"), String::new()),
+        };
         NamedDevice {
-            name: match word {
-                "Cpu" => SOFTWARE.to_string(),
-                _ => format!("wgpu:{at}"),
-            },
+            name,
             kind,
-            adapter: String::new(),
+            adapter,
             device,
         }
     });
     named.collect()
-}
-
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn enumerate(runtime: burn::tensor::DeviceType) -> Vec<Device> {
-    catch(|| Device::enumerate(runtime).into_vec()).unwrap_or_default()
 }
 
 /// Looking for GPUs also asks for a Wayland display, whose library prints an alarming line where
@@ -299,8 +254,8 @@ mod tests {
     #[test]
     fn auto_never_takes_a_software_adapter() {
         let device = resolve("auto").expect("flex at least");
-        let gpu = adapters().iter().any(NamedDevice::is_gpu);
-        let expected = match (cards().is_empty(), gpu) {
+        let gpu = devices("wgpu").iter().any(|of| of.name != SOFTWARE);
+        let expected = match (devices("cuda").is_empty(), gpu) {
             (false, _) => "cuda:0",
             (true, true) => "wgpu:0",
             (true, false) => "flex",

@@ -12,7 +12,7 @@ use crate::cli::{EvalArgs, ModelArgs};
 use crate::config::RunConfig;
 use crate::data::{Dataset, Images, Samples};
 use crate::device::{self, NamedDevice};
-use crate::folder::Folder;
+use crate::folder::{Folder, MODEL, load_record};
 use crate::metrics::Scores;
 use crate::model::Classifier;
 use crate::report::{HEAD, class_table, row};
@@ -38,7 +38,7 @@ impl SavedRun {
         let folder = Folder::new(&args.model);
         let config = folder.load_config()?;
         let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
-        let model = folder.load_model(&config, &device.device())?;
+        let model = load_record(&folder.file(MODEL), &config, &device.device())?;
         Ok(Self {
             folder,
             config,

@@ -69,14 +69,18 @@ pub struct Interrupted(String);
 /// Runs the command and prints its result on standard output.
 pub fn execute(cli: cli::Cli) -> Result<()> {
     use cli::Command;
+    let json = cli.json;
     match cli.command.unwrap_or(Command::Train(cli.train)) {
-        Command::Train(args) => print(args.json, &train::run(&args, &interrupter())?),
-        Command::Eval(args) => print(args.model.json, &eval::run(&args)?),
-        Command::Predict(args) => print(args.model.json, &predict::run(&args)?),
-        Command::Compare(args) => print(args.json, &compare::run(&args, &interrupter())?),
-        Command::Recalibrate(args) => print(args.model.json, &recalibrate::run(&args)?),
-        Command::Health(args) => print(args.model.json, &health::run(&args)?),
-        Command::Devices(args) => print(args.json, &device::list()),
+        Command::Train(args) => {
+            args.progress.check(json)?;
+            print(json, &train::run(&args, &interrupter())?)
+        }
+        Command::Eval(args) => print(json, &eval::run(&args)?),
+        Command::Predict(args) => print(json, &predict::run(&args)?),
+        Command::Compare(args) => print(json, &compare::run(&args, &interrupter())?),
+        Command::Recalibrate(args) => print(json, &recalibrate::run(&args)?),
+        Command::Health(args) => print(json, &health::run(&args)?),
+        Command::Devices => print(json, &device::list()),
     }
 }
 

@@ -31,7 +31,6 @@ pub(crate) struct Run {
 
 /// Trains, or goes on. Returns what it wrote to `summary.json`.
 pub fn run(args: &TrainArgs, interrupter: &Interrupter) -> Result<Summary> {
-    args.progress.check(args.json)?;
     let folder = Folder::new(&args.out);
     folder.check_ours()?;
     let mut run = match args.resume {
@@ -52,9 +51,10 @@ pub fn run(args: &TrainArgs, interrupter: &Interrupter) -> Result<Summary> {
         };
         let trained = train(&run.config, &run.images, &device, session)?;
         trained.history.save(&folder.state(METRICS))?;
-        if trained.interrupted {
-            return Err(interrupted(&folder, trained.history.rows.len()).into());
-        }
+        ensure!(
+            trained.history.is_complete(training),
+            interrupted(&folder, trained.history.rows.len())
+        );
         (run.history, last) = (trained.history, Some(trained.model));
     }
     // With early stopping the model of the best epoch is taken.

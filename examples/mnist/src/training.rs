@@ -113,10 +113,8 @@ pub struct Session {
 pub struct Trained {
     /// The network after the last step, for inference.
     pub model: Classifier,
-    /// All complete epochs, earlier sessions included.
+    /// All complete epochs, earlier sessions included; too few if the user stopped it.
     pub history: History,
-    /// Whether the user stopped it before its last epoch.
-    pub interrupted: bool,
 }
 
 /// Trains as `config` says. A session with a folder keeps checkpoints there, and with a `resume`
@@ -198,7 +196,6 @@ fn train_with(
     }
     Ok(Trained {
         model: result.model,
-        interrupted: !history.is_complete(training),
         history,
     })
 }

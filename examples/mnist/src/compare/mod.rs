@@ -18,7 +18,7 @@ use crate::cli::CompareArgs;
 use crate::config::RunConfig;
 use crate::data::{Dataset, EMBEDDED, Samples};
 use crate::eval::evaluate;
-use crate::folder::{Folder, save_json, write_atomically};
+use crate::folder::{Folder, is_of, save_json, write_atomically};
 use crate::history::EpochRow;
 use crate::model::NormKind;
 use crate::recalibrate::recalibrated;
@@ -203,10 +203,8 @@ fn distinct<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<()> {
 /// Refuses to overwrite files that this command did not write.
 fn check_ours(folder: &Folder, files: [&str; 3]) -> Result<()> {
     let there = files.iter().any(|name| folder.file(name).exists());
-    let text = std::fs::read_to_string(folder.file(files[2])).unwrap_or_default();
-    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     ensure!(
-        !there || value["program"] == PROGRAM,
+        !there || is_of(PROGRAM, &folder.file(files[2])),
         "{} holds a {} of something else: choose another folder with --out",
         folder.path().display(),
         files.join(" or ")
@@ -260,10 +258,10 @@ fn trained(
         ..Session::default()
     };
     let trained = train(config, images, device, session)?;
-    if trained.interrupted {
-        let text = "interrupted: a comparison is written when all its runs are done";
-        return Err(Interrupted(text.to_string()).into());
-    }
+    ensure!(
+        trained.history.is_complete(&config.training),
+        Interrupted("interrupted: a comparison is written when all its runs are done".to_string())
+    );
     Ok(trained)
 }
 

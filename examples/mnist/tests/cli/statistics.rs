@@ -18,7 +18,6 @@ fn open(folder: PathBuf) -> SavedRun {
     let args = ModelArgs {
         model: folder,
         device: None,
-        json: false,
     };
     SavedRun::open(&args).expect("a finished run")
 }

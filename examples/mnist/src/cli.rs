@@ -81,7 +81,7 @@ pub struct TrainArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct NetworkArgs {
     /// Inputs: 784, or 100 for images reduced to 10x10 (the article's size) [default: 784]
-    #[arg(long, value_name = "784|100", value_parser = PossibleValuesParser::new(["784", "100"]).try_map(|side| side.parse::<usize>()))]
+    #[arg(long, value_name = "784|100", value_parser = input(), hide_possible_values = true)]
     pub input: Option<usize>,
     /// Width of the hidden layer [default: 50]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(HIDDEN))]
@@ -211,6 +211,10 @@ fn batch_size(text: &str) -> Result<usize, String> {
         "expected {least} to {most}: one image has no variance to normalize by"
     ))?;
     Ok(size as usize)
+}
+
+fn input() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(["784", "100"]).try_map(|inputs| inputs.parse())
 }
 
 fn within(

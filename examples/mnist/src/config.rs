@@ -121,9 +121,7 @@ impl RunConfig {
             );
             Ok(())
         }
-        let (format, training, input) = (self.format, &self.training, self.model.input);
-        ensure!(self.program == PROGRAM, "it belongs to another program");
-        ensure!(format == FORMAT, "format {format}, expected {FORMAT}");
+        let (training, input) = (&self.training, self.model.input);
         ensure!(
             [100, 784].contains(&input),
             "input is {input}, expected 784 or 100"

@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::RUN;
 use crate::checkpoint::epoch_of;
-use crate::config::{PROGRAM, RunConfig};
+use crate::config::{FORMAT, PROGRAM, RunConfig};
 use crate::model::Classifier;
 
 /// Where `train` writes and `eval` and `predict` look unless told otherwise.
@@ -117,8 +117,8 @@ impl Folder {
             let stem = name.strip_suffix(".bpk");
             stem.and_then(epoch_of).is_some() || name == CONFIG || name == METRICS
         };
-        let names = names_or_none(&self.state("")).into_iter().filter(ours);
-        names.map(|name| remove(&self.state(&name))).collect()
+        let mut names = names_or_none(&self.state("")).into_iter().filter(ours);
+        names.try_for_each(|name| remove(&self.state(&name)))
     }
 
     /// Removes files that a killed process left half written.
@@ -177,13 +177,9 @@ pub fn load_config(path: &Path) -> Result<RunConfig> {
         let text = fs::read_to_string(path)?;
         let value: serde_json::Value = serde_json::from_str(&text)?;
         // Before the fields: those of another version may differ.
-        let format = value["format"].as_u64();
-        let expected = u64::from(crate::config::FORMAT);
-        ensure!(
-            format.is_none_or(|format| format == expected),
-            "format {}, expected {expected}",
-            value["format"]
-        );
+        let (program, format) = (&value["program"], &value["format"]);
+        ensure!(program == PROGRAM, "it belongs to another program");
+        ensure!(format == FORMAT, "format {format}, expected {FORMAT}");
         let config: RunConfig = serde_json::from_value(value)?;
         config.check()?;
         anyhow::Ok(config)

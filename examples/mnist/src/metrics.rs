@@ -16,7 +16,7 @@ use burn::train::metric::{
 
 use crate::data::CLASSES;
 
-/// Name of the loss metric. Burn's checkpoint and early stopping strategies find it by this name.
+/// Name of the loss metric, by which Burn's event store knows it.
 pub const LOSS: &str = "Loss";
 
 /// Name of the accuracy metric, in percent.

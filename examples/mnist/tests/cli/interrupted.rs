@@ -59,7 +59,7 @@ fn ctrl_c_and_termination_keep_the_last_checkpoint() {
     for name in ["-INT", "-TERM", "-HUP"] {
         let base = folder();
         let child = start(&base, "--device flex --epochs 100000 --out run");
-        wait_for(base.at("run/checkpoint/scheduler-3.bpk"));
+        wait_for_epoch(base.at("run"), 3);
         signal(&child, name);
         let output = end(child);
         let message = text(&output.stderr);
@@ -94,7 +94,7 @@ fn nohup_is_respected() {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let child = command.spawn().expect("nohup");
-    wait_for(base.at("run/checkpoint/scheduler-1.bpk"));
+    wait_for_epoch(base.at("run"), 1);
     signal(&child, "-HUP");
     assert!(end(child).status.success());
     assert_eq!(epochs(base.at("run")).len(), 30);
@@ -107,7 +107,7 @@ fn a_finished_run_stays_until_the_next_is_finished() {
     let base = folder();
     let summary = report(&base, "--device flex --epochs 1 --out run");
     let child = start(&base, "--device flex --epochs 3000 --out run --seed 7");
-    wait_for(base.at("run/checkpoint/scheduler-3.bpk"));
+    wait_for_epoch(base.at("run"), 3);
     signal(&child, "-INT");
     let message = text(&end(child).stderr);
     assert!(
@@ -227,7 +227,7 @@ fn validation_values_are_never_missing() {
 fn two_processes_cannot_share_a_folder() {
     let base = folder();
     let mut child = start(&base, "--device flex --epochs 100000 --out run");
-    wait_for(base.at("run/checkpoint/scheduler-1.bpk"));
+    wait_for_epoch(base.at("run"), 1);
     for flags in [
         "--out run --epochs 1",
         "--out run --resume",

@@ -10,7 +10,6 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use burn::tensor::Device;
 use burn::train::Interrupter;
 use serde::Serialize;
 
@@ -19,7 +18,8 @@ use crate::config::RunConfig;
 use crate::data::{Dataset, EMBEDDED, Samples};
 use crate::eval::evaluate;
 use crate::folder::{Folder, is_of, save_json, write_atomically};
-use crate::history::EpochRow;
+use crate::history::{EpochRow, History};
+use crate::metrics::Scores;
 use crate::model::NormKind;
 use crate::recalibrate::recalibrated;
 use crate::report::{percent, rate};
@@ -60,6 +60,36 @@ pub struct Run {
     pub test_loss: f64,
     /// Median over the epochs.
     pub microseconds_per_step: f64,
+}
+
+impl Run {
+    fn new(
+        norm: Method,
+        config: &RunConfig,
+        history: &History,
+        train_images: usize,
+        test: Scores,
+        target: f64,
+    ) -> Self {
+        let (training, rows) = (&config.training, &history.rows);
+        let shares = rows.iter().filter_map(|row| row.valid_accuracy);
+        let mut until = shares.clone();
+        let steps = train_images as f64 / training.batch_size as f64;
+        let per_step = |row: &EpochRow| 1e6 * row.train_seconds / steps;
+        Self {
+            setup: Setup {
+                norm,
+                learning_rate: training.learning_rate,
+                batch_size: training.batch_size,
+            },
+            seed: training.seed,
+            validation_accuracy: shares.collect(),
+            epochs_to_target: until.position(|share| share >= target).map(|at| at + 1),
+            test_accuracy: test.accuracy(),
+            test_loss: test.loss(),
+            microseconds_per_step: median(rows.iter().map(per_step)),
+        }
+    }
 }
 
 /// The runs of one setup.
@@ -156,9 +186,34 @@ pub fn run(args: &CompareArgs, interrupter: &Interrupter) -> Result<Comparison> 
         // Recalibration is of the network that plain batch norm has trained, if that is at hand.
         let trained = match before.take() {
             Some((same, trained)) if same == *config => trained,
-            _ => trained(config, &images, &on, interrupter)?,
+            _ => {
+                let session = Session {
+                    interrupter: interrupter.clone(),
+                    ..Session::default()
+                };
+                train(config, &images, &on, session)?
+            }
         };
-        let run = measured(args.target, *method, config, &trained, &images, &test, &on)?;
+        ensure!(
+            trained.history.is_complete(&config.training),
+            Interrupted(
+                "interrupted: a comparison is written when all its runs are done".to_string()
+            )
+        );
+        let model = trained.model.clone();
+        let model = match method {
+            Method::Recalibrated => recalibrated(model, &images.train, &on, |_| ()),
+            _ => model,
+        };
+        let scores = evaluate(&model, &test, &on)?;
+        let run = Run::new(
+            *method,
+            config,
+            &trained.history,
+            train_images,
+            scores,
+            args.target,
+        );
         note(&format!(
             "{:>3}/{}  norm {method:<width$}  {}  seed {:<4}  test {}",
             runs.len() + 1,
@@ -219,14 +274,12 @@ fn jobs(
     train_images: usize,
     methods: &[Method],
 ) -> Vec<(Method, RunConfig)> {
-    let by_rate = args
-        .lrs
-        .iter()
-        .map(|rate| (*rate, base.training.batch_size));
-    let by_size = args.batch_sizes.iter();
-    let by_size = by_size.map(|size| (method::learning_rate(*size), *size));
+    let (rates, sizes) = (args.lrs.iter(), args.batch_sizes.iter());
+    let by_size = sizes.map(|size| (method::learning_rate(*size), *size));
     let settings: Vec<(f64, usize)> = match args.batch_sizes.is_empty() {
-        true => by_rate.collect(),
+        true => rates
+            .map(|rate| (*rate, base.training.batch_size))
+            .collect(),
         false => by_size.collect(),
     };
     let mut jobs = Vec::new();
@@ -245,60 +298,6 @@ fn jobs(
         }
     }
     jobs
-}
-
-fn trained(
-    config: &RunConfig,
-    images: &TrainingData,
-    device: &Device,
-    interrupter: &Interrupter,
-) -> Result<Trained> {
-    let session = Session {
-        interrupter: interrupter.clone(),
-        ..Session::default()
-    };
-    let trained = train(config, images, device, session)?;
-    ensure!(
-        trained.history.is_complete(&config.training),
-        Interrupted("interrupted: a comparison is written when all its runs are done".to_string())
-    );
-    Ok(trained)
-}
-
-fn measured(
-    target: f64,
-    norm: Method,
-    config: &RunConfig,
-    trained: &Trained,
-    images: &TrainingData,
-    test: &Samples,
-    device: &Device,
-) -> Result<Run> {
-    let model = match norm {
-        Method::Recalibrated => recalibrated(trained.model.clone(), &images.train, device, |_| ()),
-        _ => trained.model.clone(),
-    };
-    let test = evaluate(&model, test, device)?;
-    let (training, rows) = (&config.training, &trained.history.rows);
-    let shares = rows.iter().filter_map(|row| row.valid_accuracy);
-    let steps = images.train.count() as f64 / training.batch_size as f64;
-    let per_step = |row: &EpochRow| 1e6 * row.train_seconds / steps;
-    Ok(Run {
-        setup: Setup {
-            norm,
-            learning_rate: training.learning_rate,
-            batch_size: training.batch_size,
-        },
-        seed: training.seed,
-        epochs_to_target: shares
-            .clone()
-            .position(|share| share >= target)
-            .map(|at| at + 1),
-        validation_accuracy: shares.collect(),
-        test_accuracy: test.accuracy(),
-        test_loss: test.loss(),
-        microseconds_per_step: median(rows.iter().map(per_step)),
-    })
 }
 
 /// The runs by setup, in the order of the runs.

@@ -1,5 +1,5 @@
 //! What the Learner, metrics, checkpoints and progress of the example's command line cost, against a
-//! bare loop over the same model, batches and optimizer:
+//! bare loop over the same model, batches and optimizer, which has forward, backward, Adam and nothing else:
 //!
 //! ```text
 //! cargo run --release -p batchnorm-benches --bin training-overhead -- [--device flex] [--json]
@@ -8,11 +8,16 @@
 //! Both train the article's network on the embedded images, alternating; rates are the medians of
 //! the rounds. The command line is the parsed command itself, writing into a temporary folder.
 
+use burn::data::dataloader::DataLoader;
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::GradientsParams;
+use burn::tensor::Device;
 use clap::Parser;
 use mnist::cli::{Cli, TrainArgs};
-use mnist::data::{EpochTime, Source};
+use mnist::config::RunConfig;
+use mnist::data::Dataset;
 use mnist::folder::{CONFIG, Folder, load_config};
-use mnist::training::{TrainingData, bare_loop};
+use mnist::training::{TrainingData, optimizer};
 
 /// The allocator of the example, on both sides.
 #[global_allocator]
@@ -46,10 +51,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         command_line.push(summary.train_images_per_second);
 
         let config = load_config(&Folder::new(folder.path()).file(CONFIG))?;
-        let images = Source::from(config.data.as_str()).load()?.train;
+        let images = Dataset::load(&config.data)?.train;
         let data = TrainingData::new(&config, &images)?;
         let device = mnist::device::resolve(&arguments.device)?.device();
-        bare.push(rate(&bare_loop(&config, &data, &device)));
+        bare.push(bare_loop(&config, &data, &device));
     }
 
     let (command_line, bare) = (median(command_line), median(bare));
@@ -88,13 +93,24 @@ fn train_args(arguments: &Arguments, folder: &std::path::Path) -> TrainArgs {
 }
 
 /// Images per second over all epochs, as the command line's summary counts them.
-fn rate(epochs: &[EpochTime]) -> f64 {
-    let images: usize = epochs.iter().map(|epoch| epoch.images).sum();
-    images as f64
-        / epochs
-            .iter()
-            .map(|epoch| epoch.time.as_secs_f64())
-            .sum::<f64>()
+fn bare_loop(config: &RunConfig, data: &TrainingData, device: &Device) -> f64 {
+    let (training, autodiff) = (&config.training, device.clone().autodiff());
+    let loader = data.train.batches(training.batch_size, &autodiff);
+    let loader = loader.shuffled(training.seed, 1);
+    let mut optimizer = optimizer();
+    let mut model = config.model.init(training.seed, &autodiff);
+    let loss = CrossEntropyLossConfig::new().init(&autodiff);
+    let mut seconds = 0.0;
+    for _ in 0..training.epochs {
+        for batch in loader.iter().flatten() {
+            let logits = model.forward(batch.inputs);
+            let grads = loss.forward(logits, batch.targets).backward();
+            let grads = GradientsParams::from_grads(grads, &model);
+            model = optimizer.step(training.learning_rate, model, grads);
+        }
+        seconds += loader.clock()();
+    }
+    (training.epochs * data.train.count()) as f64 / seconds
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

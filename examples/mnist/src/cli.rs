@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 
 use crate::compare::Method;
 use crate::config::{BATCH_SIZE, EPOCHS, HIDDEN, LEARNING_RATE, VALIDATION};
@@ -22,6 +24,9 @@ pub struct Cli {
     /// Flags of `train` work without its name.
     #[command(flatten)]
     pub train: TrainArgs,
+    /// Print the results as JSON, and nothing else on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
 }
 
 /// The commands.
@@ -40,7 +45,7 @@ pub enum Command {
     /// Examine the batch normalization of a saved network on test images
     Health(EvalArgs),
     /// List the devices of this machine
-    Devices(DevicesArgs),
+    Devices,
 }
 
 /// Flags of `train`. Absent ones take the default, or with `--resume` the value of the saved run.
@@ -53,7 +58,7 @@ pub struct TrainArgs {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     pub norm: Option<NormKind>,
     /// Learning rate of Adam [default: 0.001]
-    #[arg(long, allow_negative_numbers = true, value_name = "RATE", value_parser = learning_rate)]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE", value_parser = learning_rate())]
     pub lr: Option<f64>,
     /// Stop when the validation loss has not improved for N epochs; the best epoch is then saved
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(EPOCHS))]
@@ -70,16 +75,13 @@ pub struct TrainArgs {
     /// How to show progress, on standard error
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Progress::Auto)]
     pub progress: Progress,
-    /// Print the summary as JSON and nothing else on standard output
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags that `train` and `compare` share.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NetworkArgs {
     /// Inputs: 784, or 100 for images reduced to 10x10 (the article's size) [default: 784]
-    #[arg(long, value_name = "784|100", value_parser = input)]
+    #[arg(long, value_name = "784|100", value_parser = input(), hide_possible_values = true)]
     pub input: Option<usize>,
     /// Width of the hidden layer [default: 50]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = count(HIDDEN))]
@@ -97,7 +99,7 @@ pub struct NetworkArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub seed: Option<u64>,
     /// Share of the training images held out for validation, 0 to 0.5 [default: 0.1]
-    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = share)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = within(VALIDATION, "a share from 0 to 0.5"))]
     pub validation: Option<f64>,
     /// Images: `embedded`, a folder with the four IDX files, or `mnist` to download [default: embedded]
     #[arg(long, value_name = "DIR|mnist|embedded")]
@@ -116,9 +118,6 @@ pub struct ModelArgs {
     /// Device [default: that of the training, which repeats its numbers exactly]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Print JSON and nothing else
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags of `eval` and `health`.
@@ -183,32 +182,21 @@ pub struct CompareArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
     pub seeds: usize,
     /// Learning rates of Adam
-    #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "0.0001,0.001,0.01,0.1", value_parser = learning_rate)]
+    #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "0.0001,0.001,0.01,0.1", value_parser = learning_rate())]
     pub lrs: Vec<f64>,
     /// Batch sizes to compare instead of learning rates; Adam's rate goes with their square root
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = batch_size,
           conflicts_with_all = ["lrs", "batch_size"])]
     pub batch_sizes: Vec<usize>,
     /// Note the first epoch with this validation accuracy
-    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value = "0.8", value_parser = accuracy)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value = "0.8", value_parser = within(f64::MIN_POSITIVE..=1.0, "a share above 0, up to 1"))]
     pub target: f64,
     /// Folder for the picture, the table and the JSON file
     #[arg(long, value_name = "DIR", default_value = "artifacts/compare")]
     pub out: PathBuf,
-    /// Print JSON and nothing else on standard output
-    #[arg(long)]
-    pub json: bool,
 }
 
-/// Flags of `devices`.
-#[derive(Args, Debug)]
-pub struct DevicesArgs {
-    /// Print JSON and nothing else
-    #[arg(long)]
-    pub json: bool,
-}
-
-fn count(range: std::ops::RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
 }
 
@@ -225,41 +213,23 @@ fn batch_size(text: &str) -> Result<usize, String> {
     Ok(size as usize)
 }
 
-fn input(text: &str) -> Result<usize, String> {
-    match text {
-        "784" => Ok(784),
-        "100" => Ok(100),
-        _ => Err("expected 784 (28x28) or 100 (10x10)".to_string()),
+fn input() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(["784", "100"]).try_map(|inputs| inputs.parse())
+}
+
+fn within(
+    range: RangeInclusive<f64>,
+    expected: &'static str,
+) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync {
+    move |text| {
+        let number = text.trim().parse().ok();
+        let number = number.filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected {expected}"))
     }
 }
 
-fn number(text: &str, valid: impl Fn(&f64) -> bool, expected: &str) -> Result<f64, String> {
-    let number = text.trim().parse().ok().filter(valid);
-    number.ok_or_else(|| format!("expected {expected}"))
-}
-
-fn learning_rate(text: &str) -> Result<f64, String> {
-    number(
-        text,
-        |rate| LEARNING_RATE.contains(rate),
-        "more than 0, at most 10",
-    )
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    number(
-        text,
-        |share| VALIDATION.contains(share),
-        "a share from 0 to 0.5",
-    )
-}
-
-fn accuracy(text: &str) -> Result<f64, String> {
-    number(
-        text,
-        |share| *share > 0.0 && *share <= 1.0,
-        "a share above 0, up to 1",
-    )
+fn learning_rate() -> impl TypedValueParser<Value = f64> {
+    within(LEARNING_RATE, "more than 0, at most 10")
 }
 
 #[cfg(test)]

@@ -66,19 +66,28 @@ pub struct TrainingConfig {
     pub early_stopping: Option<usize>,
 }
 
+/// Those of the article, besides the validation share and the seed.
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch_size: 32,
+            learning_rate: 1e-3,
+            seed: 42,
+            validation: 0.1,
+            early_stopping: None,
+        }
+    }
+}
+
 impl RunConfig {
     /// The settings of a new run, from flags where they are given.
-    pub fn new(
-        args: &NetworkArgs,
-        norm: NormKind,
-        source: &str,
-        device: &NamedDevice,
-        data: &Dataset,
-    ) -> Self {
+    pub fn new(args: &NetworkArgs, norm: NormKind, device: &NamedDevice, data: &Dataset) -> Self {
+        let default = TrainingConfig::default();
         Self {
             program: PROGRAM.to_string(),
             format: FORMAT,
-            data: source.to_string(),
+            data: data.name.clone(),
             device: device.name.clone(),
             scale: Scale::of(&data.train),
             model: ModelConfig {
@@ -89,12 +98,11 @@ impl RunConfig {
                 statistics: Default::default(),
             },
             training: TrainingConfig {
-                epochs: args.epochs.unwrap_or(10),
-                batch_size: args.batch_size.unwrap_or(32),
-                learning_rate: 1e-3,
-                seed: args.seed.unwrap_or(42),
-                validation: args.validation.unwrap_or(0.1),
-                early_stopping: None,
+                epochs: args.epochs.unwrap_or(default.epochs),
+                batch_size: args.batch_size.unwrap_or(default.batch_size),
+                seed: args.seed.unwrap_or(default.seed),
+                validation: args.validation.unwrap_or(default.validation),
+                ..default
             },
             class_names: data.class_names.clone(),
         }
@@ -113,9 +121,7 @@ impl RunConfig {
             );
             Ok(())
         }
-        let (format, training, input) = (self.format, &self.training, self.model.input);
-        ensure!(self.program == PROGRAM, "it belongs to another program");
-        ensure!(format == FORMAT, "format {format}, expected {FORMAT}");
+        let (training, input) = (&self.training, self.model.input);
         ensure!(
             [100, 784].contains(&input),
             "input is {input}, expected 784 or 100"

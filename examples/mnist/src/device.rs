@@ -11,14 +11,46 @@
 //! | `cuda`       | `cuda:0` |
 //! | `auto`       | `cuda:0`, else `wgpu:0` if there is a GPU, else `flex`: never an adapter that computes on the CPU |
 
-use anyhow::{Result, anyhow, bail};
+use std::fmt::{Display, Formatter};
+
+use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use burn::tensor::DeviceType;
 use serde::Serialize;
 
 use crate::quiet::catch;
 
 /// Name of the adapter that computes on the CPU.
 const SOFTWARE: &str = "wgpu:cpu";
+
+/// The runtimes, whether they are compiled in, and what they need.
+const RUNTIMES: [(&str, bool, &str); 4] = [
+    ("flex", cfg!(feature = "flex"), ""),
+    ("ndarray", cfg!(feature = "ndarray"), ""),
+    (
+        "wgpu",
+        cfg!(feature = "wgpu"),
+        ", which takes a driver of Vulkan, Metal, DirectX or OpenGL",
+    ),
+    (
+        "cuda",
+        cfg!(feature = "cuda"),
+        ", which takes an NVIDIA card and its driver",
+    ),
+];
+
+/// Kinds of devices, the best of a runtime first. A device tells its kind in its debug text alone.
+const KINDS: [(&str, &str); 8] = [
+    ("Flex", "CPU"),
+    ("NdArray", "CPU"),
+    ("Cuda", "NVIDIA card"),
+    ("DiscreteGpu", "discrete GPU"),
+    ("IntegratedGpu", "integrated GPU"),
+    ("VirtualGpu", "virtual GPU"),
+    ("Other", "other GPU"),
+    ("Cpu", "software on the CPU"),
+];
 
 /// A device that exists, with its names.
 #[derive(Clone, Debug, Serialize)]
@@ -40,203 +72,119 @@ impl NamedDevice {
     }
 
     /// Brings a GPU up and asks its name.
-    fn open(self) -> Result<Self> {
-        if self.kind == "CPU" {
-            return Ok(self);
-        }
-        match catch(|| self.device.identity()) {
-            Ok(identity) => {
-                let adapter = identity.map_or("unnamed".to_string(), |identity| identity.name);
-                Ok(Self { adapter, ..self })
-            }
-            Err(reason) => {
+    fn open(mut self) -> Result<Self> {
+        if self.adapter.is_empty() {
+            let identity = catch(|| self.device.identity()).map_err(|reason| {
                 let reason = reason.lines().next().unwrap_or_default();
-                Err(anyhow!(
-                    "cannot open the device `{}`: {reason}. {}",
-                    self.name,
-                    available()
-                ))
-            }
+                let name = &self.name;
+                anyhow!("cannot open the device `{name}`: {reason}. {}", available())
+            })?;
+            self.adapter = identity.map_or("unnamed".to_string(), |identity| identity.name);
         }
+        Ok(self)
     }
 }
 
 /// Finds the device called `name` and opens it.
 pub fn resolve(name: &str) -> Result<NamedDevice> {
     let wanted = name.to_ascii_lowercase();
-    let (runtime, index) = match wanted.split_once(':') {
-        Some((runtime, index)) => (runtime, Some(index)),
-        None => (wanted.as_str(), None),
+    let (runtime, _) = wanted.split_once(':').unwrap_or((&wanted, ""));
+    let runtimes = match runtime {
+        "auto" => vec!["cuda", "wgpu", "flex", "ndarray"],
+        runtime => vec![runtime],
     };
-    let indexed = index.is_none_or(|index| index.parse::<usize>().is_ok());
-    let compiled = match runtime {
-        "auto" if index.is_none() => {
-            let gpus = cards().into_iter().chain(adapters());
-            let first = gpus.chain(cpus()).find(|device| device.name != SOFTWARE);
-            return first
-                .ok_or_else(|| anyhow!("no backend is compiled in"))?
-                .open();
+    let found = runtimes.into_iter().flat_map(devices).find(|of| {
+        match wanted.as_str() {
+            "auto" => of.name != SOFTWARE,
+            // The best come first.
+            "wgpu" | "cuda" => true,
+            wanted => of.name == wanted,
         }
-        "flex" if index.is_none() => cfg!(feature = "flex"),
-        "ndarray" if index.is_none() => cfg!(feature = "ndarray"),
-        "wgpu" if indexed || wanted == SOFTWARE => cfg!(feature = "wgpu"),
-        "cuda" if indexed => cfg!(feature = "cuda"),
-        _ => bail!("unknown device `{name}`. {}", available()),
+    });
+    let reason = || {
+        let reason = match RUNTIMES.iter().find(|(known, ..)| *known == runtime) {
+            Some((_, false, _)) => {
+                format!("`{name}` is not compiled in: build with `--features {runtime}`")
+            }
+            Some((_, true, needs)) => format!("no device `{name}`{needs}"),
+            None => format!("unknown device `{name}`"),
+        };
+        format!("{reason}. {}", available())
     };
-    if !compiled {
-        bail!(
-            "`{name}` is not compiled in: build with `--features {runtime}`. {}",
-            available()
-        );
-    }
-    let devices = match runtime {
-        "wgpu" => adapters(),
-        "cuda" => cards(),
-        _ => cpus(),
-    };
-    let gpus = devices.iter().filter(|device| device.name != SOFTWARE);
-    let reason = match (runtime, devices.len(), gpus.count()) {
-        ("cuda", 0, _) => "there is no NVIDIA card, or its driver is missing".to_string(),
-        (_, 0, _) => {
-            "there is no graphics adapter (no Vulkan, Metal, DirectX or OpenGL driver)".into()
-        }
-        (_, _, 0) => "there is no hardware GPU".to_string(),
-        _ if wanted == SOFTWARE => "no adapter computes on the CPU".to_string(),
-        (_, _, gpus) => format!("the GPUs are numbered 0 to {}", gpus - 1),
-    };
-    // GPUs come first, the best of them before the others.
-    let first = matches!(wanted.as_str(), "wgpu" | "cuda");
-    let found = devices
-        .into_iter()
-        .find(|device| first || device.name == wanted);
-    found
-        .ok_or_else(|| anyhow!("no device `{name}`: {reason}. {}", available()))?
-        .open()
+    found.with_context(reason)?.open()
 }
+
+/// What `devices` prints.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Devices(Vec<NamedDevice>);
 
 /// All devices of this machine that this program can use, with the names of the adapters.
-pub fn list() -> Vec<NamedDevice> {
-    all()
-        .into_iter()
-        .filter_map(|device| device.open().ok())
-        .collect()
+pub fn list() -> Devices {
+    Devices(all().filter_map(|device| device.open().ok()).collect())
 }
 
-/// The devices for people.
-pub(crate) fn table(devices: &[NamedDevice]) -> String {
-    let lines = devices.iter().map(|device| {
-        format!(
-            "{:<10} {:<20} {}\n",
-            device.name, device.kind, device.adapter
-        )
-    });
-    let auto = resolve("auto").map_or_else(|error| error.to_string(), |device| device.name);
-    lines.collect::<String>() + &format!("auto is {auto}\n")
+impl Display for Devices {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        for of in &self.0 {
+            writeln!(f, "{:<10} {:<20} {}", of.name, of.kind, of.adapter)?;
+        }
+        match resolve("auto") {
+            Ok(device) => writeln!(f, "auto is {}", device.name),
+            Err(error) => writeln!(f, "auto is {error}"),
+        }
+    }
 }
 
 /// The names for error messages. Opens nothing.
 fn available() -> String {
     let names: Vec<String> = all()
-        .iter()
-        .map(|device| format!("{} ({})", device.name, device.kind))
+        .map(|of| format!("{} ({})", of.name, of.kind))
         .collect();
     format!("This machine has: {}", names.join(", "))
 }
 
 /// Without opening them.
-fn all() -> Vec<NamedDevice> {
-    let gpus = adapters().into_iter().chain(cards());
-    cpus().into_iter().chain(gpus).collect()
+fn all() -> impl Iterator<Item = NamedDevice> {
+    RUNTIMES.iter().flat_map(|(runtime, ..)| devices(runtime))
 }
 
+/// The devices of a runtime, not opened. Asking is safe without a driver: the answer is empty.
 // Burn 0.22 marks ndarray deprecated; it is here to be compared with.
 #[allow(deprecated)]
-fn cpus() -> Vec<NamedDevice> {
-    #[allow(dead_code)]
-    fn cpu(name: &str, device: Device) -> NamedDevice {
-        NamedDevice {
-            name: name.into(),
-            kind: "CPU",
-            adapter: format!("burn-{name}"),
-            device,
-        }
-    }
-    vec![
+fn devices(runtime: &str) -> Vec<NamedDevice> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    let enumerate = |of: DeviceType| catch(|| Device::enumerate(of).into_vec()).unwrap_or_default();
+    let mut found: Vec<Device> = match runtime {
         #[cfg(feature = "flex")]
-        cpu("flex", Device::flex()),
+        "flex" => vec![Device::flex()],
         #[cfg(feature = "ndarray")]
-        cpu("ndarray", Device::ndarray()),
-    ]
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cards() -> Vec<NamedDevice> {
-    Vec::new()
-}
-
-/// NVIDIA cards as CUDA numbers them. Asking is safe without a driver: the answer is empty.
-#[cfg(feature = "cuda")]
-fn cards() -> Vec<NamedDevice> {
-    use burn::tensor::DeviceType;
-    let found = catch(|| Device::enumerate(DeviceType::Cuda).into_vec()).unwrap_or_default();
-    let named = found
-        .into_iter()
-        .enumerate()
-        .map(|(at, device)| NamedDevice {
-            name: format!("cuda:{at}"),
-            kind: "NVIDIA card",
-            adapter: String::new(),
-            device,
-        });
-    named.collect()
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn adapters() -> Vec<NamedDevice> {
-    Vec::new()
-}
-
-/// Adapters of the graphics drivers, GPUs first by kind. Asking is safe without a driver: the
-/// answer is empty.
-#[cfg(feature = "wgpu")]
-fn adapters() -> Vec<NamedDevice> {
-    use burn::tensor::{DeviceKind, DeviceType};
-    /// A device does not tell its kind, but can be compared with those that have one.
-    const MANY: usize = 16;
-    let kind = |device: &Device| {
-        let is =
-            |kind: fn(usize) -> DeviceKind| (0..MANY).any(|at| *device == Device::wgpu(kind(at)));
-        if *device == Device::wgpu(DeviceKind::Cpu) {
-            (4, "software on the CPU")
-        } else if is(DeviceKind::DiscreteGpu) {
-            (0, "discrete GPU")
-        } else if is(DeviceKind::IntegratedGpu) {
-            (1, "integrated GPU")
-        } else if is(DeviceKind::VirtualGpu) {
-            (2, "virtual GPU")
-        } else {
-            (3, "other GPU")
-        }
+        "ndarray" => vec![Device::ndarray()],
+        #[cfg(feature = "wgpu")]
+        "wgpu" => enumerate(DeviceType::Wgpu),
+        #[cfg(feature = "cuda")]
+        "cuda" => enumerate(DeviceType::Cuda),
+        _ => Vec::new(),
     };
-    let found = catch(|| Device::enumerate(DeviceType::Wgpu).into_vec()).unwrap_or_default();
-    let mut adapters: Vec<_> = found
-        .into_iter()
-        .map(|device| (kind(&device), device))
-        .collect();
-    adapters.sort_by_key(|((rank, _), _)| *rank);
-    let named = adapters
-        .into_iter()
-        .enumerate()
-        .map(|(at, ((rank, kind), device))| NamedDevice {
-            name: if rank == 4 {
-                SOFTWARE.to_string()
-            } else {
-                format!("wgpu:{at}")
-            },
+    let kind = |device: &Device| {
+        let text = format!("{device:?}");
+        KINDS.iter().position(|(kind, _)| text.contains(kind))
+    };
+    found.sort_by_key(kind);
+    let named = found.into_iter().enumerate().map(|(at, device)| {
+        let (word, kind) = kind(&device).map_or(("", "unknown"), |kind| KINDS[kind]);
+        let (name, adapter) = match (kind, word) {
+            ("CPU", _) => (runtime.to_string(), format!("burn-{runtime}")),
+            (_, "Cpu") => (SOFTWARE.to_string(), String::new()),
+            _ => (format!("{runtime}:{at}"), String::new()),
+        };
+        NamedDevice {
+            name,
             kind,
-            adapter: String::new(),
+            adapter,
             device,
-        });
+        }
+    });
     named.collect()
 }
 
@@ -263,12 +211,10 @@ mod tests {
         for name in ["flex", "FLEX"] {
             assert_eq!(resolve(name).expect("flex").name, "flex");
         }
-        for name in [
-            "", "gpu", "wgpu:", "wgpu:-1", "wgpu:one", "flex:0", "auto:0", "wgpu:0:1", "cuda:",
-            "cuda:x", "cuda:cpu",
-        ] {
+        let names = "|gpu|wgpu:|wgpu:-1|wgpu:one|flex:0|auto:0|wgpu:0:1|flexible";
+        for name in names.split('|') {
             let text = resolve(name).expect_err("not a device here").to_string();
-            assert!(text.contains(&format!("unknown device `{name}`")), "{text}");
+            assert!(text.contains(&format!("device `{name}`")), "{text}");
             assert!(text.contains("This machine has: flex (CPU)"), "{text}");
         }
     }
@@ -286,7 +232,7 @@ mod tests {
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn what_is_not_compiled_in_says_how_to_build_it() {
-        for name in ["cuda", "cuda:1", "CUDA:0"] {
+        for name in ["cuda", "cuda:1", "CUDA:0", "cuda:x"] {
             let text = resolve(name).expect_err("no CUDA here").to_string();
             assert!(
                 text.contains(&format!("`{name}` is not compiled in")),
@@ -308,8 +254,8 @@ mod tests {
     #[test]
     fn auto_never_takes_a_software_adapter() {
         let device = resolve("auto").expect("flex at least");
-        let gpu = adapters().iter().any(|adapter| adapter.name != SOFTWARE);
-        let expected = match (cards().is_empty(), gpu) {
+        let gpu = devices("wgpu").iter().any(|of| of.name != SOFTWARE);
+        let expected = match (devices("cuda").is_empty(), gpu) {
             (false, _) => "cuda:0",
             (true, true) => "wgpu:0",
             (true, false) => "flex",

@@ -1,6 +1,8 @@
 //! The command `eval`, and the test itself: one code path for all commands, so that they give the same
 //! numbers.
 
+use std::fmt::{Display, Formatter};
+
 use anyhow::{Context, Result, anyhow};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::{Device, Tensor};
@@ -8,23 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{EvalArgs, ModelArgs};
 use crate::config::RunConfig;
-use crate::data::{BatchLoader, CLASSES, Images, Samples, Source};
+use crate::data::{Dataset, Images, Samples};
 use crate::device::{self, NamedDevice};
-use crate::folder::Folder;
+use crate::folder::{Folder, MODEL, load_record};
 use crate::metrics::Scores;
 use crate::model::Classifier;
+use crate::report::{HEAD, class_table, row};
 
 /// Images per validation or test step: large, since no gradients are kept.
 pub const EVAL_BATCH: usize = 500;
-
-/// Loss, accuracy and confusion over a set of images.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Evaluation {
-    /// The sums over all images.
-    pub scores: Scores,
-    /// What is taken for what: `confusion[class][prediction]` counts images.
-    pub confusion: [[usize; CLASSES]; CLASSES],
-}
 
 /// A finished run, read.
 pub struct SavedRun {
@@ -44,7 +38,7 @@ impl SavedRun {
         let folder = Folder::new(&args.model);
         let config = folder.load_config()?;
         let device = device::resolve(args.device.as_deref().unwrap_or(&config.device))?;
-        let model = folder.load_model(&config, &device.device())?;
+        let model = load_record(&folder.file(MODEL), &config, &device.device())?;
         Ok(Self {
             folder,
             config,
@@ -60,29 +54,18 @@ pub fn test(
     config: &RunConfig,
     images: &Images,
     device: &Device,
-) -> Result<Evaluation> {
+) -> Result<Scores> {
     let samples = Samples::new(images, config.model.input, config.scale);
-    evaluate(model, &samples, &samples.all(), device)
+    evaluate(model, &samples, device)
 }
 
-/// Runs the network over the samples at `indices`, in order, without gradients.
-pub fn evaluate(
-    model: &Classifier,
-    samples: &Samples,
-    indices: &[u32],
-    device: &Device,
-) -> Result<Evaluation> {
-    let mut evaluation = Evaluation::default();
-    let loader = BatchLoader::fixed(samples, indices, EVAL_BATCH, device);
-    for batch in loader.iter() {
-        let batch = batch.map_err(|error| anyhow!("{error}"))?;
-        let logits = read(model, batch.inputs)?;
-        let scores = Scores::of(&logits, &batch.labels, |class, predicted| {
-            evaluation.confusion[usize::from(class)][predicted] += 1;
-        });
-        evaluation.scores.add(scores);
+/// Runs the network over the samples, in order, without gradients.
+pub fn evaluate(model: &Classifier, samples: &Samples, device: &Device) -> Result<Scores> {
+    let mut scores = Scores::default();
+    for batch in samples.batches(EVAL_BATCH, device).iter().flatten() {
+        scores.add(Scores::of(&read(model, batch.inputs)?, &batch.labels));
     }
-    Ok(evaluation)
+    Ok(scores)
 }
 
 /// Logits on the host.
@@ -110,6 +93,18 @@ pub struct EvalReport {
     pub test_accuracy: f64,
     /// Class by class.
     pub classes: Vec<ClassReport>,
+    /// The network in words.
+    #[serde(skip)]
+    pub network: String,
+}
+
+impl Display for EvalReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let scores = Some((self.test_loss, self.test_accuracy));
+        let row = row("test", self.test_images, scores);
+        let classes = class_table(&self.classes);
+        write!(f, "{}\n{HEAD}{row}\n{classes}", self.network)
+    }
 }
 
 /// A class in a report.
@@ -126,8 +121,8 @@ pub struct ClassReport {
 }
 
 /// Class by class, with names.
-pub fn by_class(evaluation: &Evaluation, names: &[String]) -> Vec<ClassReport> {
-    let classes = names.iter().zip(&evaluation.confusion).enumerate();
+pub fn by_class(scores: &Scores, names: &[String]) -> Vec<ClassReport> {
+    let classes = names.iter().zip(&scores.confusion).enumerate();
     classes
         .map(|(class, (name, row))| {
             let (images, correct) = (row.iter().sum(), row[class]);
@@ -144,31 +139,26 @@ pub fn by_class(evaluation: &Evaluation, names: &[String]) -> Vec<ClassReport> {
 
 /// Loads what `train` saved and repeats its test. Data and device are those of the training unless
 /// told otherwise; the same device gives the same digits.
-pub fn run(args: &EvalArgs) -> Result<(EvalReport, RunConfig)> {
-    let SavedRun {
-        config,
-        device,
-        model,
-        ..
-    } = SavedRun::open(&args.model)?;
-    let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
-    let (data, images) = (source.name()?, source.load()?.test);
-    let evaluation = test(&model, &config, &images, &device.device())?;
-    let report = EvalReport {
-        data,
-        device: device.name,
-        test_images: evaluation.scores.count,
-        test_loss: evaluation.scores.loss(),
-        test_accuracy: evaluation.scores.accuracy(),
-        classes: by_class(&evaluation, &config.class_names),
-    };
-    Ok((report, config))
+pub fn run(args: &EvalArgs) -> Result<EvalReport> {
+    let saved = SavedRun::open(&args.model)?;
+    let config = &saved.config;
+    let data = Dataset::load(args.data.as_deref().unwrap_or(&config.data))?;
+    let scores = test(&saved.model, config, &data.test, &saved.device.device())?;
+    Ok(EvalReport {
+        data: data.name,
+        test_images: scores.count(),
+        test_loss: scores.loss(),
+        test_accuracy: scores.accuracy(),
+        classes: by_class(&scores, &config.class_names),
+        network: config.model.describe(),
+        device: saved.device.name,
+    })
 }
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::data::Scale;
+    use crate::data::{CLASSES, Scale};
     use crate::model::{ModelConfig, NormKind};
 
     #[test]
@@ -187,21 +177,17 @@ mod tests {
         let device = Device::flex();
         let samples = Samples::new(&images, 100, Scale::of(&images));
         let model = config.init(1, &device);
-        let evaluation = evaluate(&model, &samples, &samples.all(), &device).expect("evaluated");
+        let scores = evaluate(&model, &samples, &device).expect("evaluated");
         let names: Vec<String> = (0..CLASSES).map(|class| class.to_string()).collect();
-        let classes = by_class(&evaluation, &names);
+        let classes = by_class(&scores, &names);
         assert_eq!(
-            (
-                evaluation.scores.count,
-                classes[0].images,
-                classes[9].images
-            ),
+            (scores.count(), classes[0].images, classes[9].images),
             (1203, 121, 120)
         );
         let correct: usize = classes.iter().map(|class| class.correct).sum();
-        assert_eq!(correct, evaluation.scores.correct);
-        let chance = (evaluation.scores.loss() - 10f64.ln()).abs();
+        assert_eq!(correct, scores.correct());
+        let chance = (scores.loss() - 10f64.ln()).abs();
         assert!(chance < 0.5, "untrained: about ln 10, not {chance} from it");
-        assert_eq!(by_class(&Evaluation::default(), &names)[3].accuracy, None);
+        assert_eq!(by_class(&Scores::default(), &names)[3].accuracy, None);
     }
 }

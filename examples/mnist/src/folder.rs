@@ -16,7 +16,8 @@ use burn_store::{ModuleSnapshot, SafetensorsStore};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::RUN;
-use crate::config::{PROGRAM, RunConfig};
+use crate::checkpoint::epoch_of;
+use crate::config::{FORMAT, PROGRAM, RunConfig};
 use crate::model::Classifier;
 
 /// Where `train` writes and `eval` and `predict` look unless told otherwise.
@@ -71,7 +72,7 @@ impl Folder {
 
     /// Refuses a folder that holds files of something else. Changes nothing.
     pub fn check_ours(&self) -> Result<()> {
-        let ours = is_ours(&self.file(CONFIG)) || is_ours(&self.state(CONFIG));
+        let ours = is_of(PROGRAM, &self.file(CONFIG)) || is_of(PROGRAM, &self.state(CONFIG));
         ensure!(
             ours || self.is_empty()?,
             "{} is not empty and holds no run of this program (no {CONFIG} of its own): choose \
@@ -109,29 +110,28 @@ impl Folder {
         }
     }
 
-    /// Removes the run in progress, by the names that this program gives, and what was never
-    /// finished there or among the results.
+    /// Removes the run in progress, by the names that this program gives, and what was never finished.
     pub fn clear_state(&self) -> Result<()> {
         self.clear_unfinished()?;
-        for name in names_or_none(&self.state("")) {
-            if crate::checkpoint::epoch_of(&name).is_some() || name == CONFIG || name == METRICS {
-                remove(&self.state(&name))?;
-            }
-        }
-        Ok(())
+        let ours = |name: &String| {
+            let stem = name.strip_suffix(".bpk");
+            stem.and_then(epoch_of).is_some() || name == CONFIG || name == METRICS
+        };
+        let mut names = names_or_none(&self.state("")).into_iter().filter(ours);
+        names.try_for_each(|name| remove(&self.state(&name)))
     }
 
     /// Removes files that a killed process left half written.
     pub fn clear_unfinished(&self) -> Result<()> {
+        // Burn's are `model-7.bpk.PID-NUMBER.tmp`.
+        let burns = |name: &str| {
+            let (stem, _) = name.split_once(".bpk.").unwrap_or_default();
+            stem == "model" || epoch_of(stem).is_some()
+        };
         let (begin, end) = UNFINISHED;
         for folder in [self.file(""), self.state("")] {
             for name in names_or_none(&folder) {
-                // Burn's are `model-7.bpk.PID-NUMBER.tmp`.
-                let burns = name.split_once(".bpk.").is_some_and(|(start, _)| {
-                    start == "model"
-                        || crate::checkpoint::epoch_of(&format!("{start}.bpk")).is_some()
-                });
-                if name.ends_with(end) && (burns || name.starts_with(begin)) {
+                if name.ends_with(end) && (burns(&name) || name.starts_with(begin)) {
                     remove(&folder.join(&name))?;
                 }
             }
@@ -139,12 +139,12 @@ impl Folder {
         Ok(())
     }
 
-    /// Settings and model of a finished run.
+    /// Settings of a finished run.
     pub fn load_config(&self) -> Result<RunConfig> {
         let folder = self.0.display();
         for name in [CONFIG, MODEL, SUMMARY] {
             if !self.file(name).is_file() {
-                let how = if is_ours(&self.state(CONFIG)) {
+                let how = if is_of(PROGRAM, &self.state(CONFIG)) {
                     format!("Its training is not finished: `{RUN} train --resume --out {folder}`")
                 } else {
                     format!(
@@ -156,11 +156,6 @@ impl Folder {
             }
         }
         load_config(&self.file(CONFIG))
-    }
-
-    /// Reads the model of a finished run.
-    pub fn load_model(&self, config: &RunConfig, device: &Device) -> Result<Classifier> {
-        load_record(&self.file(MODEL), config, device)
     }
 
     /// Writes the model in both formats.
@@ -182,13 +177,9 @@ pub fn load_config(path: &Path) -> Result<RunConfig> {
         let text = fs::read_to_string(path)?;
         let value: serde_json::Value = serde_json::from_str(&text)?;
         // Before the fields: those of another version may differ.
-        let format = value["format"].as_u64();
-        let expected = u64::from(crate::config::FORMAT);
-        ensure!(
-            format.is_none_or(|format| format == expected),
-            "format {}, expected {expected}",
-            value["format"]
-        );
+        let (program, format) = (&value["program"], &value["format"]);
+        ensure!(program == PROGRAM, "it belongs to another program");
+        ensure!(format == FORMAT, "format {format}, expected {FORMAT}");
         let config: RunConfig = serde_json::from_value(value)?;
         config.check()?;
         anyhow::Ok(config)
@@ -275,11 +266,11 @@ pub fn names_or_none(folder: &Path) -> Vec<String> {
     names(folder).unwrap_or_default()
 }
 
-/// Whether this is a `config.json` of this program, of any version.
-fn is_ours(path: &Path) -> bool {
+/// Whether this is a JSON file that `program` wrote, in any version.
+pub fn is_of(program: &str, path: &Path) -> bool {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let value: Result<serde_json::Value, _> = serde_json::from_str(&text);
-    value.is_ok_and(|value| value["program"] == PROGRAM)
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    value["program"] == program
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The command `health`: what is wrong with the batch normalization of a saved network.
 
+use std::fmt::{Display, Formatter};
+
 use anyhow::Result;
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
@@ -7,7 +9,7 @@ use burn_batchnorm::{Health, Recalibration};
 use serde::Serialize;
 
 use crate::cli::EvalArgs;
-use crate::data::{Batch, BatchLoader, Samples, Source};
+use crate::data::{Batch, Dataset, Samples};
 use crate::eval::{EVAL_BATCH, SavedRun};
 use crate::folder::HEALTH;
 use crate::model::Classifier;
@@ -52,6 +54,20 @@ pub struct Channels {
     pub gamma: Vec<f32>,
 }
 
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let verdict = match self.healthy {
+            true => "healthy",
+            false => "not healthy: see the layers with an arrow",
+        };
+        let (images, health, picture) = (self.test_images, &self.health, self.picture.display());
+        write!(
+            f,
+            "{images} test images\n{health}{verdict}\nwritten: {picture}\n"
+        )
+    }
+}
+
 /// Examines a saved network on test images, and draws the picture into its folder.
 pub fn run(args: &EvalArgs) -> Result<Report> {
     let SavedRun {
@@ -61,17 +77,16 @@ pub fn run(args: &EvalArgs) -> Result<Report> {
         model,
     } = SavedRun::open(&args.model)?;
     let layer = model.batch_norm()?;
-    let source = Source::from(args.data.as_deref().unwrap_or(&config.data));
-    let (data, images) = (source.name()?, source.load()?.test);
-    let samples = Samples::new(&images, config.model.input, config.scale);
-    let loader = BatchLoader::fixed(&samples, &samples.all(), EVAL_BATCH, &device.device());
+    let data = Dataset::load(args.data.as_deref().unwrap_or(&config.data))?;
+    let samples = Samples::new(&data.test, config.model.input, config.scale);
+    let loader = samples.batches(EVAL_BATCH, &device.device());
+    let batches = || loader.iter().flatten();
     let pass = |model: &Classifier, batch: Batch| {
         model.forward(batch.inputs);
     };
-    let health = burn_batchnorm::health(&model, loader.iter().flatten(), pass);
+    let health = burn_batchnorm::health(&model, batches(), pass);
     let population = Recalibration::Population;
-    let of_test =
-        burn_batchnorm::recalibrate(model.clone(), population, loader.iter().flatten(), pass);
+    let of_test = burn_batchnorm::recalibrate(model.clone(), population, batches(), pass);
     let of_test = of_test.batch_norm()?;
     let values = |tensor: &Tensor<1>| tensor.to_data().iter::<f32>().collect();
     let (mean, test_mean) = (layer.running_mean.value(), of_test.running_mean.value());
@@ -90,26 +105,12 @@ pub fn run(args: &EvalArgs) -> Result<Report> {
     let picture = folder.file(HEALTH);
     plots::health(&picture, &health.layers[0], &channels)?;
     Ok(Report {
-        data,
+        data: data.name,
         device: device.name,
-        test_images: images.labels.len(),
+        test_images: samples.count(),
         healthy: health.is_healthy(),
         health,
         channels,
         picture,
     })
-}
-
-/// The report for people.
-pub fn text(report: &Report) -> String {
-    format!(
-        "{} test images\n{}{}\nwritten: {}\n",
-        report.test_images,
-        report.health,
-        match report.healthy {
-            true => "healthy",
-            false => "not healthy: see the layers with an arrow",
-        },
-        report.picture.display()
-    )
 }

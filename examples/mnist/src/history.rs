@@ -1,19 +1,12 @@
-//! Loss and accuracy of every epoch, once: on disk as `metrics.csv`, in memory for Burn's
-//! strategies, and as the lines that are printed.
+//! Loss and accuracy of every epoch: the rows of `metrics.csv`, and the lines that are printed.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
-use burn::train::logger::MetricLogger;
-use burn::train::metric::store::{Aggregate, EpochSummary, EventStoreClient, MetricsUpdate, Split};
-use burn::train::metric::{MetricDefinition, MetricId, NumericEntry};
 use serde::{Deserialize, Serialize};
 
-use crate::data::EpochClock;
+use crate::config::TrainingConfig;
 use crate::folder::write_atomically;
-use crate::metrics::{ACCURACY, LOSS};
 
 /// One line of `metrics.csv`. Accuracies are shares from 0 to 1; a run without validation images
 /// has no validation values. A loss that is not a number is written as `NaN`.
@@ -107,98 +100,18 @@ impl History {
             .or(self.rows.last().map(|row| row.epoch))
     }
 
-    fn row(&mut self, epoch: usize) -> &mut EpochRow {
-        while self.rows.len() < epoch {
-            let epoch = self.rows.len() + 1;
-            self.rows.push(EpochRow {
-                epoch,
-                ..EpochRow::default()
-            });
-        }
-        &mut self.rows[epoch - 1]
-    }
-}
-
-/// The history that the logger writes and the checkpoint and early stopping strategies read.
-#[derive(Clone, Default)]
-pub(crate) struct SharedHistory(Arc<Mutex<History>>);
-
-impl SharedHistory {
-    /// Starts with the epochs of an earlier part of the run.
-    pub fn new(history: History) -> Self {
-        Self(Arc::new(Mutex::new(history)))
+    /// Whether nothing is left to train: all epochs are there, or the validation loss has not improved for
+    /// as many epochs as early stopping waits.
+    pub fn is_complete(&self, training: &TrainingConfig) -> bool {
+        let done = self.rows.len();
+        let since_best = done - self.best_epoch().unwrap_or(done);
+        let patience = training.early_stopping;
+        done >= training.epochs || patience.is_some_and(|epochs| since_best >= epochs)
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, History> {
-        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    /// The history when all of `epoch` is in it. Burn's store calls the logger on a thread of its
-    /// own; it answers a question only after what it was told before.
-    pub fn after(&self, epoch: usize, store: &EventStoreClient) -> MutexGuard<'_, History> {
-        store.find_metric(LOSS, epoch, Aggregate::Mean, &Split::Valid);
-        self.lock()
-    }
-}
-
-/// Keeps the final values of each epoch. Burn's file logger writes a line per metric and batch
-/// instead, ten thousand system calls a second at the speed of this network.
-pub(crate) struct HistoryLogger {
-    pub history: SharedHistory,
-    pub clock: EpochClock,
-    /// The first epoch that the clock times.
-    pub first_epoch: usize,
-    /// Whether there are validation images.
-    pub validates: bool,
-    /// Called with each complete epoch.
-    pub show: Box<dyn Fn(&EpochRow) + Send>,
-    pub names: HashMap<MetricId, Arc<String>>,
-}
-
-impl MetricLogger for HistoryLogger {
-    fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
-        let mut history = self.history.lock();
-        for metric in update.entries_numeric {
-            let (Some(NumericEntry::Final(value)), Some(name)) = (
-                metric.numeric_entry,
-                self.names.get(&metric.entry.metric_id),
-            ) else {
-                continue;
-            };
-            let row = history.row(epoch);
-            match (split, name.as_str()) {
-                (Split::Train, LOSS) => row.train_loss = value,
-                (Split::Train, ACCURACY) => row.train_accuracy = value / 100.0,
-                (Split::Valid, LOSS) if self.validates => row.valid_loss = Some(value),
-                (Split::Valid, ACCURACY) if self.validates => {
-                    row.valid_accuracy = Some(value / 100.0)
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
-        // This program's strategies read the history itself.
-        Ok(Vec::new())
-    }
-
-    fn log_metric_definition(&mut self, definition: MetricDefinition) {
-        self.names.insert(definition.metric_id, definition.name);
-    }
-
-    fn log_epoch_summary(&mut self, summary: EpochSummary) {
-        let epoch = summary.epoch_number;
-        let mut history = self.history.lock();
-        // Validation ends last, also where it has no images.
-        if summary.split == Split::Valid
-            && let Some(time) = self.clock.times().get(epoch - self.first_epoch)
-        {
-            let row = history.row(epoch);
-            row.train_seconds = time.time.as_secs_f64();
-            row.train_images_per_second = time.rate();
-            (self.show)(row);
-        }
+    /// Whether the last loss is no number: such a network is not worth keeping.
+    pub fn has_diverged(&self) -> bool {
+        self.rows.last().is_some_and(|row| !row.is_finite())
     }
 }
 
@@ -271,5 +184,24 @@ mod tests {
         broken.save(&path).expect("saved");
         let loaded = History::load(&path).expect("loaded");
         assert!(loaded.rows[0].valid_loss.is_some_and(f64::is_nan));
+    }
+
+    #[test]
+    fn patience_counts_from_the_best_epoch() {
+        let history = history(&[Some(0.5), Some(0.2), Some(0.3), Some(0.4)]);
+        let complete = |epochs, early_stopping| {
+            history.is_complete(&TrainingConfig {
+                epochs,
+                early_stopping,
+                ..TrainingConfig::default()
+            })
+        };
+        assert!(complete(9, Some(2)) && !complete(9, Some(3)));
+        assert!(complete(4, None) && !complete(5, None));
+        let patient = TrainingConfig {
+            early_stopping: Some(1),
+            ..TrainingConfig::default()
+        };
+        assert!(!History::default().is_complete(&patient));
     }
 }

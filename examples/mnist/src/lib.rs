@@ -8,22 +8,22 @@
 //! |--------|---------------|
 //! | [`data`] | IDX files, the embedded images, standardised inputs, split, batches from memory |
 //! | [`model`] | the network, with this project's layer, burn-nn's or none |
-//! | [`training`] | training with the Learner, and [`training::bare_loop`] to measure it against |
-//! | [`history`] | loss and accuracy by epoch; beside it `metrics`, `checkpoint`, `progress`: what the Learner is given |
+//! | [`training`] | training with the Learner; `metrics`, `recorder`, `checkpoint`, `progress`: what it is given |
+//! | [`history`] | loss and accuracy by epoch |
 //! | [`train`] | a command; so are `eval`, `predict`, `compare`, `recalibrate`, `health` and the list of [`device`]s |
 //! | [`config`], [`folder`] | `config.json` and the other files; `report` and `plots` make tables and pictures |
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
-//! use mnist::{cli::NetworkArgs, config::RunConfig, data::Source, model::NormKind};
+//! use mnist::{cli::NetworkArgs, config::RunConfig, data::Dataset, model::NormKind};
 //! use mnist::training::{Session, TrainingData, train};
 //!
 //! let device = mnist::device::resolve("flex")?;
-//! let data = Source::Embedded.load()?;
+//! let data = Dataset::load("embedded")?;
 //! let args = NetworkArgs { input: Some(100), epochs: Some(1), ..NetworkArgs::default() };
-//! let config = RunConfig::new(&args, NormKind::Batch, "embedded", &device, &data);
+//! let config = RunConfig::new(&args, NormKind::Batch, &device, &data);
 //! let images = TrainingData::new(&config, &data.train)?;
-//! let trained = train(&config, &images, &device.device(), Session::silent())?;
+//! let trained = train(&config, &images, &device.device(), Session::default())?;
 //! assert!(trained.history.rows[0].train_accuracy > 0.5);
 //! # }
 //! # Ok::<(), anyhow::Error>(())
@@ -46,12 +46,13 @@ pub mod predict;
 mod progress;
 mod quiet;
 mod recalibrate;
+mod recorder;
 mod report;
 pub mod train;
 pub mod training;
 
-use std::io::Write;
-use std::sync::OnceLock;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
 use burn::train::Interrupter;
@@ -61,55 +62,25 @@ use serde::Serialize;
 pub const RUN: &str = "cargo run --release -p mnist --";
 
 /// The user stopped the run; the text says what is left and how to go on.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Interrupted(String);
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Interrupted {}
 
 /// Runs the command and prints its result on standard output.
 pub fn execute(cli: cli::Cli) -> Result<()> {
     use cli::Command;
+    let json = cli.json;
     match cli.command.unwrap_or(Command::Train(cli.train)) {
         Command::Train(args) => {
-            let summary = train::run(&args, &interrupter())?;
-            print(args.json, &summary, || {
-                report::training(&summary, &args.out)
-            })
+            args.progress.check(json)?;
+            print(json, &train::run(&args, &interrupter())?)
         }
-        Command::Eval(args) => {
-            let (report, config) = eval::run(&args)?;
-            print(args.model.json, &report, || report::eval(&report, &config))
-        }
-        Command::Predict(args) => {
-            let predictions = predict::run(&args)?;
-            print(args.model.json, &predictions, || {
-                predict::table(&predictions)
-            })
-        }
-        Command::Compare(args) => {
-            let comparison = compare::run(&args, &interrupter())?;
-            print(args.json, &comparison, || {
-                compare::text(&comparison, &args.out)
-            })
-        }
-        Command::Recalibrate(args) => {
-            let report = recalibrate::run(&args)?;
-            print(args.model.json, &report, || recalibrate::text(&report))
-        }
-        Command::Health(args) => {
-            let report = health::run(&args)?;
-            print(args.model.json, &report, || health::text(&report))
-        }
-        Command::Devices(args) => {
-            let devices = device::list();
-            print(args.json, &devices, || device::table(&devices))
-        }
+        Command::Eval(args) => print(json, &eval::run(&args)?),
+        Command::Predict(args) => print(json, &predict::run(&args)?),
+        Command::Compare(args) => print(json, &compare::run(&args, &interrupter())?),
+        Command::Recalibrate(args) => print(json, &recalibrate::run(&args)?),
+        Command::Health(args) => print(json, &health::run(&args)?),
+        Command::Devices => print(json, &device::list()),
     }
 }
 
@@ -118,16 +89,15 @@ pub fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Prints JSON, or text that is only made if it is wanted.
-fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-    let output = if json {
-        serde_json::to_string_pretty(value)? + "\n"
-    } else {
-        text()
+/// Prints a result as JSON, or as text.
+fn print(json: bool, result: &(impl Serialize + Display)) -> Result<()> {
+    let output = match json {
+        true => serde_json::to_string_pretty(result)? + "\n",
+        false => result.to_string(),
     };
     match std::io::stdout().lock().write_all(output.as_bytes()) {
         // `devices | head -1` closes the pipe early, which is nobody's fault.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
 }
@@ -135,32 +105,27 @@ fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> R
 /// Stops training after the current step at Ctrl-C (or SIGTERM, or SIGHUP unless that is ignored,
 /// as under `nohup`); the second time it ends the program at once.
 fn interrupter() -> Interrupter {
-    static INTERRUPTER: OnceLock<Interrupter> = OnceLock::new();
-    let made = INTERRUPTER.get_or_init(|| {
-        let interrupter = Interrupter::new();
-        let inside = interrupter.clone();
-        let stopping = std::sync::atomic::AtomicBool::new(false);
-        // SAFETY: setting a signal's disposition to "ignore" runs no code of ours.
-        #[cfg(unix)]
-        let ignored = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) } == libc::SIG_IGN;
-        let handler = ctrlc::set_handler(move || {
-            if stopping.swap(true, std::sync::atomic::Ordering::Relaxed) {
-                progress::restore_terminal();
-                std::process::exit(130);
-            }
-            inside.stop(Some("Ctrl-C"));
-        });
-        #[cfg(unix)]
-        if ignored {
-            // SAFETY: as above.
-            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    let interrupter = Interrupter::new();
+    let inside = interrupter.clone();
+    // SAFETY: setting a signal's disposition to "ignore" runs no code of ours.
+    #[cfg(unix)]
+    let ignored = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) } == libc::SIG_IGN;
+    let handler = ctrlc::set_handler(move || {
+        if inside.should_stop() {
+            progress::restore_terminal();
+            std::process::exit(130);
         }
-        if let Err(error) = handler {
-            note(&format!(
-                "note: Ctrl-C will end the program at once: {error}"
-            ));
-        }
-        interrupter
+        inside.stop(Some("Ctrl-C"));
     });
-    made.clone()
+    #[cfg(unix)]
+    if ignored {
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+    if let Err(error) = handler {
+        note(&format!(
+            "note: Ctrl-C will end the program at once: {error}"
+        ));
+    }
+    interrupter
 }

@@ -5,7 +5,7 @@
 //! arithmetic in `f64`. Training, validation, test and `eval` all use this code, which is why their
 //! numbers can be compared digit for digit.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::{ExecutionError, Tensor, TensorReadError};
 use burn::train::metric::state::{FormatOptions, NumericMetricState};
@@ -16,26 +16,25 @@ use burn::train::metric::{
 
 use crate::data::CLASSES;
 
-/// Name of the loss metric. Burn's checkpoint and early stopping strategies find it by this name.
+/// Name of the loss metric, by which Burn's event store knows it.
 pub const LOSS: &str = "Loss";
 
 /// Name of the accuracy metric, in percent.
 pub const ACCURACY: &str = "Accuracy";
 
-/// What a batch came to.
+/// What a batch, or a set of images, came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scores {
-    /// Number of images.
-    pub count: usize,
-    /// Images whose largest logit is that of their class.
-    pub correct: usize,
     /// Sum of the cross-entropies.
     pub loss_sum: f64,
+    /// What is taken for what: `confusion[class][prediction]` counts images. The prediction is the class
+    /// with the largest logit.
+    pub confusion: [[usize; CLASSES]; CLASSES],
 }
 
 impl Scores {
-    /// Scores rows of [`CLASSES`] logits. `visit` sees each image's class and prediction.
-    pub fn of(logits: &[f32], labels: &[u8], mut visit: impl FnMut(u8, usize)) -> Self {
+    /// Scores rows of [`CLASSES`] logits.
+    pub fn of(logits: &[f32], labels: &[u8]) -> Self {
         assert_eq!(
             logits.len(),
             labels.len() * CLASSES,
@@ -43,30 +42,40 @@ impl Scores {
         );
         let mut scores = Self::default();
         for (row, label) in logits.chunks_exact(CLASSES).zip(labels) {
-            let predicted = argmax(row);
-            scores.count += 1;
-            scores.correct += usize::from(predicted == usize::from(*label));
+            scores.confusion[usize::from(*label)][argmax(row)] += 1;
             scores.loss_sum += cross_entropy(row, usize::from(*label));
-            visit(*label, predicted);
         }
         scores
     }
 
+    /// Number of images.
+    pub fn count(&self) -> usize {
+        self.confusion.as_flattened().iter().sum()
+    }
+
+    /// Images whose class was predicted.
+    pub fn correct(&self) -> usize {
+        (0..CLASSES).map(|class| self.confusion[class][class]).sum()
+    }
+
     /// Mean cross-entropy.
     pub fn loss(&self) -> f64 {
-        self.loss_sum / self.count as f64
+        self.loss_sum / self.count() as f64
     }
 
     /// Share of correct predictions, 0 to 1.
     pub fn accuracy(&self) -> f64 {
-        self.correct as f64 / self.count as f64
+        self.correct() as f64 / self.count() as f64
     }
 
     /// Adds another batch.
     pub fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.correct += other.correct;
         self.loss_sum += other.loss_sum;
+        let counts = self.confusion.as_flattened_mut().iter_mut();
+        let others = other.confusion.as_flattened();
+        counts
+            .zip(others)
+            .for_each(|(count, other)| *count += other);
     }
 }
 
@@ -88,78 +97,70 @@ fn cross_entropy(row: &[f32], label: usize) -> f64 {
     sum.ln() + f64::from(largest - row[label])
 }
 
-/// What a training or validation step hands to the metrics. Burn calls [`ItemLazy::sync`] on its
-/// metrics thread, so reading the logits does not hold up the next step.
+/// What a training or validation step hands to the metrics.
 pub struct StepOutput {
-    logits: Tensor<2>,
-    labels: Arc<[u8]>,
-    scores: OnceLock<Scores>,
+    /// `[batch, 10]`.
+    pub logits: Tensor<2>,
+    /// The class of each image.
+    pub labels: Arc<[u8]>,
+    /// What they come to, once the logits are read.
+    pub scores: Scores,
 }
 
-impl StepOutput {
-    /// The logits of a batch, not read yet.
-    pub fn new(logits: Tensor<2>, labels: Arc<[u8]>) -> Self {
-        Self {
-            logits,
-            labels,
-            scores: OnceLock::new(),
-        }
-    }
-}
-
+/// Burn calls [`ItemLazy::sync`] on its metrics thread, so reading the logits does not hold up the next step.
 impl ItemLazy for StepOutput {
     fn sync(self) -> Result<Self, ExecutionError> {
         let data = self.logits.try_to_data()?;
         let logits = data.as_slice::<f32>().map_err(|error| {
             ExecutionError::with_context(format!("the logits are not f32: {error:?}"))
         })?;
-        let scores = Scores::of(logits, &self.labels, |_, _| {});
-        Ok(Self {
-            scores: OnceLock::from(scores),
-            ..self
-        })
+        let scores = Scores::of(logits, &self.labels);
+        Ok(Self { scores, ..self })
     }
 }
 
 impl Adaptor<Scores> for StepOutput {
     fn adapt(&self) -> Scores {
-        self.scores.get().copied().unwrap_or_default()
+        self.scores
     }
 }
 
 /// Loss or accuracy as a metric of Burn's dashboard and event store.
 #[derive(Clone)]
 pub struct ScoreMetric {
-    is_loss: bool,
     name: MetricName,
+    value: fn(&Scores) -> f64,
+    /// `%` for accuracy.
+    unit: Option<String>,
     state: NumericMetricState,
 }
 
 impl ScoreMetric {
     /// Mean cross-entropy.
     pub fn loss() -> Self {
-        Self::new(true, LOSS)
+        Self {
+            name: Arc::new(LOSS.to_string()),
+            value: Scores::loss,
+            unit: None,
+            state: NumericMetricState::default(),
+        }
     }
 
     /// Accuracy in percent.
     pub fn accuracy() -> Self {
-        Self::new(false, ACCURACY)
-    }
-
-    fn new(is_loss: bool, name: &str) -> Self {
         Self {
-            is_loss,
-            name: Arc::new(name.to_string()),
+            name: Arc::new(ACCURACY.to_string()),
+            value: |scores| 100.0 * scores.accuracy(),
+            unit: Some("%".to_string()),
             state: NumericMetricState::default(),
         }
     }
 
     fn format(&self) -> FormatOptions {
         let options = FormatOptions::new(self.name.clone());
-        if self.is_loss {
-            options.precision(4)
-        } else {
-            options.precision(2).unit("%")
+        match &self.unit {
+            Some(unit) => options.precision(2).unit(unit),
+            None => options.precision(4),
         }
     }
 }
@@ -172,11 +173,11 @@ impl Metric for ScoreMetric {
     }
 
     fn attributes(&self) -> MetricAttributes {
-        NumericAttributes {
-            unit: (!self.is_loss).then(|| "%".to_string()),
-            higher_is_better: !self.is_loss,
-        }
-        .into()
+        let (unit, higher_is_better) = (self.unit.clone(), self.unit.is_some());
+        MetricAttributes::Numeric(NumericAttributes {
+            unit,
+            higher_is_better,
+        })
     }
 
     fn update(
@@ -184,12 +185,7 @@ impl Metric for ScoreMetric {
         scores: &Scores,
         _: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
-        let value = if self.is_loss {
-            scores.loss()
-        } else {
-            100.0 * scores.accuracy()
-        };
-        self.state.update(value, scores.count);
+        self.state.update((self.value)(scores), scores.count());
         Ok(self.state.compute_update(self.format()))
     }
 
@@ -229,41 +225,34 @@ mod tests {
     #[test]
     fn loss_and_accuracy_by_hand() {
         let logits = [row(&[(2, 2.0)]), row(&[(5, 1.0)]), row(&[])].concat();
-        let mut seen = Vec::new();
-        let visit = |label, predicted| seen.push((label, predicted));
-        let scores = Scores::of(&logits, &[2, 4, 0], visit);
+        let scores = Scores::of(&logits, &[2, 4, 0]);
         let first = (2f64.exp() + 9.0).ln() - 2.0;
         let second = (1f64.exp() + 9.0).ln();
         assert!((scores.loss() - (first + second + 10f64.ln()) / 3.0).abs() < 1e-12);
-        assert_eq!(
-            (scores.accuracy(), seen),
-            (2.0 / 3.0, vec![(2, 2), (4, 5), (0, 0)])
-        );
+        assert_eq!((scores.count(), scores.accuracy()), (3, 2.0 / 3.0));
+        let taken = [(2, 2), (4, 5), (0, 0)].map(|(class, for_)| scores.confusion[class][for_]);
+        assert_eq!(taken, [1; 3]);
     }
 
     #[test]
     fn large_logits_do_not_overflow_and_nan_is_not_hidden() {
-        let scores = Scores::of(&row(&[(0, 1000.0), (1, -1000.0)]), &[1], |_, _| {});
+        let scores = Scores::of(&row(&[(0, 1000.0), (1, -1000.0)]), &[1]);
         assert!((scores.loss() - 2000.0).abs() < 1e-9);
-        assert!(
-            Scores::of(&[f32::NAN; CLASSES], &[0], |_, _| {})
-                .loss()
-                .is_nan()
-        );
+        assert!(Scores::of(&[f32::NAN; CLASSES], &[0]).loss().is_nan());
     }
 
     #[test]
     fn adding_weighs_by_images() {
-        let mut sum = Scores {
-            count: 1,
-            correct: 1,
-            loss_sum: 0.5,
+        let scores = |count, loss_sum, predicted: usize| {
+            let mut scores = Scores {
+                loss_sum,
+                ..Scores::default()
+            };
+            scores.confusion[0][predicted] = count;
+            scores
         };
-        sum.add(Scores {
-            count: 3,
-            correct: 0,
-            loss_sum: 3.5,
-        });
+        let mut sum = scores(1, 0.5, 0);
+        sum.add(scores(3, 3.5, 1));
         assert_eq!((sum.loss(), sum.accuracy()), (1.0, 0.25));
     }
 }

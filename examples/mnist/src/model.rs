@@ -71,15 +71,11 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// A network with weights drawn from `seed`: the same on every device.
     pub fn init(&self, seed: u64, device: &Device) -> Classifier {
+        let weights = |layer| rng(seed, Stream::Weights(layer));
         Classifier {
-            dense: dense(
-                self.input,
-                self.hidden,
-                rng(seed, Stream::Weights(1)),
-                device,
-            ),
+            dense: dense(self.input, self.hidden, weights(1), device),
             norm: self.norm(device),
-            output: dense(self.hidden, CLASSES, rng(seed, Stream::Weights(2)), device),
+            output: dense(self.hidden, CLASSES, weights(2), device),
             bn_before_activation: self.bn_before_activation,
         }
     }

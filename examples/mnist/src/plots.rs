@@ -109,49 +109,95 @@ type Point = (f64, f64, f64);
 /// Points and lines between them.
 type Series = (RGBColor, Vec<Point>);
 
-/// Draws series over 1, 2, .. with a label for each, the last of them the name of the axis.
-fn curves(
-    area: &Area<'_>,
-    title: &str,
-    (name, labels): (&str, &[String]),
+/// A chart of series over 1, 2, .. with a label for each.
+struct Panel<'a> {
+    title: String,
+    axis: &'a str,
+    labels: Vec<String>,
     range: Range<f64>,
-    series: &[Series],
-) -> DrawResult {
-    let label = |x: &f64| match x.fract().abs() < 1e-6 {
-        true => labels.get((*x as usize).wrapping_sub(1)),
-        false => None,
-    };
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, font(48))
-        .margin(28)
-        .x_label_area_size(104)
-        .y_label_area_size(130)
-        .build_cartesian_2d(0.5..labels.len().max(1) as f64 + 0.5, range)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(FAINT.stroke_width(2))
-        .axis_style(INK.stroke_width(2))
-        .x_labels(labels.len().min(10))
-        .x_label_formatter(&|x| label(x).cloned().unwrap_or_default())
-        .y_labels(8)
-        .y_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
-        .x_desc(name)
-        .label_style(font(38))
-        .axis_desc_style(font(38))
-        .draw()?;
-    for (color, points) in series {
-        let line = points.iter().map(|(x, y, _)| (*x, *y));
-        chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(5)))?;
-        // Of many the points would hide the line.
-        let size = if points.len() > 40 { 3 } else { 9 };
-        chart.draw_series(line.map(|point| Circle::new(point, size, color.filled())))?;
-        let spread = points.iter().filter(|(_, _, spread)| *spread > 0.0);
-        chart.draw_series(spread.map(|(x, y, spread)| {
-            PathElement::new([(*x, y - spread), (*x, y + spread)], color.stroke_width(4))
-        }))?;
+    series: Vec<Series>,
+}
+
+impl<'a> Panel<'a> {
+    /// Values that are no numbers leave gaps.
+    fn new(title: String, axis: &'a str, labels: Vec<String>, mut series: Vec<Series>) -> Self {
+        for (_, points) in &mut series {
+            points.retain(|(_, value, _)| value.is_finite());
+        }
+        let points = series.iter().flat_map(|(_, points)| points);
+        Self {
+            range: range(points.flat_map(|(_, y, spread)| [y - spread, y + spread])),
+            title,
+            axis,
+            labels,
+            series,
+        }
     }
-    Ok(())
+
+    fn draw(&self, area: &Area<'_>) -> DrawResult {
+        let count = self.labels.len();
+        let label = |x: &f64| match x.fract().abs() < 1e-6 {
+            true => self.labels.get((*x as usize).wrapping_sub(1)),
+            false => None,
+        };
+        let mut chart = ChartBuilder::on(area)
+            .caption(&self.title, font(48))
+            .margin(28)
+            .x_label_area_size(104)
+            .y_label_area_size(130)
+            .build_cartesian_2d(0.5..count.max(1) as f64 + 0.5, self.range.clone())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(FAINT.stroke_width(2))
+            .axis_style(INK.stroke_width(2))
+            .x_labels(count.min(10))
+            .x_label_formatter(&|x| label(x).cloned().unwrap_or_default())
+            .y_labels(8)
+            .y_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
+            .x_desc(self.axis)
+            .label_style(font(38))
+            .axis_desc_style(font(38))
+            .draw()?;
+        for (color, points) in &self.series {
+            let line = points.iter().map(|(x, y, _)| (*x, *y));
+            chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(5)))?;
+            // Of many the points would hide the line.
+            let size = if points.len() > 40 { 3 } else { 9 };
+            chart.draw_series(line.map(|point| Circle::new(point, size, color.filled())))?;
+            let spread = points.iter().filter(|(_, _, spread)| *spread > 0.0);
+            chart.draw_series(spread.map(|(x, y, spread)| {
+                PathElement::new([(*x, y - spread), (*x, y + spread)], color.stroke_width(4))
+            }))?;
+        }
+        Ok(())
+    }
+}
+
+/// Width and height of a panel.
+const PANEL: (u32, u32) = (1280, 1120);
+/// Panels side by side; more go below.
+const ACROSS: usize = 3;
+
+/// Draws panels of this size below the names of the colours.
+fn panels(
+    path: &Path,
+    (width, height): (u32, u32),
+    names: &[(RGBColor, &str)],
+    panels: &[Panel<'_>],
+) -> Result<()> {
+    let (across, rows) = (panels.len().min(ACROSS), panels.len().div_ceil(ACROSS));
+    let width = width * across as u32;
+    let lines = names.chunks(width as usize / 720);
+    let head = 80 * lines.len() as u32;
+    picture(path, (width, head + height * rows as u32), |area| {
+        for (line, names) in lines.enumerate() {
+            legend(area, 50 + 80 * line as i32, names)?;
+        }
+        let cells = area.split_vertically(head).1.split_evenly((rows, across));
+        let mut drawn = cells.iter().zip(panels);
+        drawn.try_for_each(|(cell, panel)| panel.draw(cell))
+    })
 }
 
 /// Labels for 1, 2, .. up to `count`.
@@ -161,41 +207,29 @@ fn numbers(count: usize) -> Vec<String> {
 
 /// Draws `learning-curves.png`; `test` is the final test loss and accuracy.
 pub fn learning_curves(path: &Path, history: &History, test: (f64, f64)) -> Result<()> {
-    let panel = |area: &Area<'_>,
-                 title: &str,
-                 train: fn(&EpochRow) -> f64,
-                 valid: fn(&EpochRow) -> Option<f64>| {
-        let rows = history
-            .rows
-            .iter()
-            .map(|row| (row.epoch as f64, train(row), valid(row)));
-        let train: Vec<_> = rows
-            .clone()
-            .map(|(epoch, train, _)| (epoch, train, 0.0))
-            .collect();
-        let valid: Vec<_> = rows
-            .filter_map(|(epoch, _, valid)| Some((epoch, valid?, 0.0)))
-            .collect();
-        let values = range(train.iter().chain(&valid).map(|point| point.1));
-        curves(
-            area,
-            title,
-            ("epoch", &numbers(history.rows.len())),
-            values,
-            &[(BLUE, train), (ORANGE, valid)],
-        )
+    let rows = &history.rows;
+    let series = |color, value: fn(&EpochRow) -> Option<f64>| {
+        let point = |row: &EpochRow| Some((row.epoch as f64, value(row)?, 0.0));
+        (color, rows.iter().filter_map(point).collect())
     };
-    picture(path, (2560, 1200), |area| {
-        let validated = history.rows.iter().any(|row| row.valid_loss.is_some());
-        let entries = [(BLUE, "train"), (ORANGE, "validation")];
-        legend(area, 50, &entries[..1 + usize::from(validated)])?;
-        let (left, right) = area.split_vertically(80).1.split_horizontally(1280);
-        let title = format!("Loss (test {:.4})", test.0);
-        panel(&left, &title, |row| row.train_loss, |row| row.valid_loss)?;
-        let title = format!("Accuracy in % (test {:.2}%)", 100.0 * test.1);
-        let percent = |row: &EpochRow| row.valid_accuracy.map(|share| 100.0 * share);
-        panel(&right, &title, |row| 100.0 * row.train_accuracy, percent)
-    })
+    let panel = |title, train, valid| {
+        let series = vec![series(BLUE, train), series(ORANGE, valid)];
+        Panel::new(title, "epoch", numbers(rows.len()), series)
+    };
+    let loss = panel(
+        format!("Loss (test {:.4})", test.0),
+        |row| Some(row.train_loss),
+        |row| row.valid_loss,
+    );
+    let accuracy = panel(
+        format!("Accuracy in % (test {:.2}%)", 100.0 * test.1),
+        |row| Some(100.0 * row.train_accuracy),
+        |row| row.valid_accuracy.map(|share| 100.0 * share),
+    );
+    let validated = rows.iter().any(|row| row.valid_loss.is_some());
+    let names = [(BLUE, "train"), (ORANGE, "validation")];
+    let names = &names[..1 + usize::from(validated)];
+    panels(path, PANEL, names, &[loss, accuracy])
 }
 
 /// A range that holds all values with some air around them.

@@ -1,15 +1,16 @@
 //! `predict`: what is on these pictures?
 
+use std::fmt::{Display, Formatter};
 use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, imageops};
 use serde::Serialize;
 
 use crate::cli::PredictArgs;
-use crate::data::{CLASSES, fit_square};
+use crate::data::{CLASSES, SIDE};
 use crate::eval::{SavedRun, read};
 use crate::report::percent;
 
@@ -36,14 +37,28 @@ pub struct Prediction {
     pub classes: Vec<Guess>,
 }
 
+/// What `predict` prints: an entry for each file.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Predictions(Vec<Prediction>);
+
+impl Display for Predictions {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        for Prediction { image, classes } in &self.0 {
+            writeln!(f, "{image}")?;
+            for guess in classes {
+                let probability = percent(guess.probability);
+                writeln!(f, "  {:<12}{probability:>8}", guess.class)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Runs the model over image files. Nothing is printed if one cannot be read.
-pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
-    let SavedRun {
-        config,
-        device,
-        model,
-        ..
-    } = SavedRun::open(&args.model)?;
+pub fn run(args: &PredictArgs) -> Result<Predictions> {
+    let saved = SavedRun::open(&args.model)?;
+    let (config, device) = (&saved.config, saved.device.device());
     let (width, count) = (config.model.input, args.images.len());
     let mut features = Vec::with_capacity(count * width);
     for path in &args.images {
@@ -53,14 +68,14 @@ pub fn run(args: &PredictArgs) -> Result<Vec<Prediction>> {
         })?;
         features.extend(config.scale.inputs(&image, width));
     }
-    let inputs = Tensor::from_data(TensorData::new(features, [count, width]), &device.device());
-    let logits = read(&model, inputs)?;
+    let inputs = Tensor::from_data(TensorData::new(features, [count, width]), &device);
+    let logits = read(&saved.model, inputs)?;
     let images = args.images.iter().zip(logits.chunks_exact(CLASSES));
     let predictions = images.map(|(image, logits)| Prediction {
         image: image.to_string_lossy().into_owned(),
         classes: rank(logits, &config.class_names, args.top),
     });
-    Ok(predictions.collect())
+    Ok(Predictions(predictions.collect()))
 }
 
 /// An image file as `SIDE * SIDE` bytes, light on dark as the training images are: upright, gray,
@@ -87,20 +102,26 @@ pub fn load(path: &Path, invert: bool) -> Result<Vec<u8>> {
     let mut image = DynamicImage::from_decoder(decoder)?;
     drop(bytes);
     image.apply_orientation(orientation);
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let light = |value: u8| if invert { 255 - value } else { value };
-    if image.color().has_alpha() {
-        let image = image.into_luma_alpha8();
-        Ok(fit_square((width, height), |x, y| {
-            let [value, alpha] = image.get_pixel(x as u32, y as u32).0;
-            f32::from(light(value)) * f32::from(alpha) / 255.0
-        }))
-    } else {
-        let image = image.into_luma8();
-        Ok(fit_square((width, height), |x, y| {
-            f32::from(light(image.get_pixel(x as u32, y as u32).0[0]))
-        }))
+    if invert {
+        image.invert();
     }
+    if image.color().has_alpha() {
+        let mut flat = image.into_luma_alpha8();
+        for pixel in flat.pixels_mut() {
+            let [value, alpha] = pixel.0.map(u16::from);
+            pixel.0[0] = (value * alpha / 255) as u8;
+        }
+        image = flat.into();
+    }
+    let side = SIDE as u32;
+    let small = DynamicImage::from(image.into_luma8())
+        .thumbnail(side, side)
+        .into_luma8();
+    let mut square = GrayImage::new(side, side);
+    let middle = |length: u32| i64::from((side - length) / 2);
+    let (left, top) = (middle(small.width()), middle(small.height()));
+    imageops::replace(&mut square, &small, left, top);
+    Ok(square.into_raw())
 }
 
 /// Walks through the segments of a JPEG file to the marker of its end, which thumbnails inside
@@ -144,22 +165,10 @@ fn rank(logits: &[f32], names: &[String], top: usize) -> Vec<Guess> {
     guesses
 }
 
-/// Predictions for people.
-pub fn table(predictions: &[Prediction]) -> String {
-    let mut text = String::new();
-    for prediction in predictions {
-        text += &format!("{}\n", prediction.image);
-        for guess in &prediction.classes {
-            text += &format!("  {:<12}{:>8}\n", guess.class, percent(guess.probability));
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{GrayAlphaImage, GrayImage, Luma, LumaA};
+    use image::{GrayAlphaImage, Luma, LumaA};
     use std::path::PathBuf;
 
     fn gradient() -> GrayImage {
@@ -219,6 +228,20 @@ mod tests {
                 .iter()
                 .all(|pixel| *pixel == 0)
         );
+    }
+
+    #[test]
+    fn fitting_keeps_the_aspect() {
+        let fitted = |width, height| {
+            let white = GrayImage::from_pixel(width, height, Luma([255]));
+            let (_folder, path) = file(&encoded(white, ImageFormat::Png), "image.png");
+            load(&path, false).expect("loaded")
+        };
+        // A wide image: background above and below, content in the middle.
+        let rows = [[0; 7 * 28].as_slice(), &[255; 14 * 28], &[0; 7 * 28]].concat();
+        assert_eq!(fitted(400, 200), rows);
+        let line = fitted(1000, 1);
+        assert_eq!(line.iter().filter(|value| **value == 255).count(), 28);
     }
 
     #[test]

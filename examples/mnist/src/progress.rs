@@ -14,18 +14,20 @@ use burn::train::renderer::{
 };
 use crossterm::{cursor, event, execute, terminal};
 use indicatif::{ProgressBar, ProgressStyle};
+#[cfg(unix)]
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 
 /// How training shows what it does: the value of `--progress`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Progress {
     /// A line per epoch, and a moving bar on a terminal.
-    #[default]
     Auto,
     /// Burn's dashboard, then a line per epoch.
     Dashboard,
     /// A line per epoch.
     Plain,
     /// Nothing.
+    #[default]
     None,
 }
 
@@ -51,12 +53,12 @@ impl Progress {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    /// The renderer for a run that starts after epoch `resumed`.
+    /// The renderer for a run that starts after `done` epochs.
     pub fn renderer(
         self,
         bar: &ProgressBar,
         interrupter: &Interrupter,
-        resumed: Option<usize>,
+        done: usize,
     ) -> Box<dyn MetricsRenderer> {
         if self != Self::Dashboard {
             return Box::new(Bar {
@@ -65,7 +67,8 @@ impl Progress {
                 epochs: 0,
             });
         }
-        let dashboard = TuiMetricsRendererWrapper::new(interrupter.clone(), resumed);
+        let dashboard =
+            TuiMetricsRendererWrapper::new(interrupter.clone(), (done > 0).then_some(done));
         let start = Instant::now();
         while !keep_ctrl_c() && start.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(1));
@@ -81,17 +84,13 @@ fn keep_ctrl_c() -> bool {
         return false;
     }
     #[cfg(unix)]
-    // SAFETY: both calls get a valid descriptor and a `termios` that lives through them, which the
-    // first fills in (all its bits are valid from the start).
-    unsafe {
-        let mut mode: libc::termios = std::mem::zeroed();
-        if libc::tcgetattr(libc::STDIN_FILENO, &mut mode) == 0 {
-            mode.c_lflag |= libc::ISIG;
-            // Ctrl-Z and Ctrl-\ would leave the terminal as it is.
-            mode.c_cc[libc::VSUSP] = libc::_POSIX_VDISABLE;
-            mode.c_cc[libc::VQUIT] = libc::_POSIX_VDISABLE;
-            libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &mode);
+    if let Ok(mut mode) = tcgetattr(std::io::stdin()) {
+        mode.local_modes |= LocalModes::ISIG;
+        // Ctrl-Z and Ctrl-\ would leave the terminal as it is.
+        for key in [SpecialCodeIndex::VSUSP, SpecialCodeIndex::VQUIT] {
+            mode.special_codes[key] = libc::_POSIX_VDISABLE;
         }
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &mode);
     }
     true
 }

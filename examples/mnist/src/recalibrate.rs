@@ -3,23 +3,24 @@
 //! Training leaves an average over its last batches, of a network that was still changing. One pass over
 //! all training images gives the mean and variance that the finished network really has there.
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Device;
-use burn_batchnorm::Recalibration;
+use burn_batchnorm::{LayerHealth, Recalibration};
 use serde::Serialize;
 
 use crate::cli::RecalibrateArgs;
-use crate::data::Source;
-use crate::eval::{self, SavedRun};
+use crate::data::{Dataset, Samples};
+use crate::eval::{self, EVAL_BATCH, SavedRun};
 use crate::folder::{self, Folder, METRICS, SUMMARY};
 use crate::history::History;
 use crate::model::Classifier;
 use crate::progress::Progress;
 use crate::report::{HEAD, Summary, row};
-use crate::train::{Prepared, write};
+use crate::train::{Run, write};
 use crate::training::TrainingData;
 
 /// What `recalibrate` prints as JSON.
@@ -47,14 +48,36 @@ pub struct Report {
     pub test_accuracy: f64,
 }
 
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let line = |name, loss, accuracy| row(name, self.test_images, Some((loss, accuracy)));
+        write!(
+            f,
+            "{}\nstatistics of {} training images; largest drift: mean {:.3} deviations, ln variance {:.3}\n\
+             {HEAD}{}{}\nwritten to {}\n",
+            self.network,
+            self.train_images,
+            self.mean_drift.unwrap_or(f64::NAN),
+            self.variance_drift.unwrap_or(f64::NAN),
+            line(
+                "test before",
+                self.test_loss_before,
+                self.test_accuracy_before
+            ),
+            line("test after", self.test_loss, self.test_accuracy),
+            self.written_to.display()
+        )
+    }
+}
+
 /// The network with the statistics of all its training images. `seen` hears the size of each batch.
 pub fn recalibrated(
     model: Classifier,
-    images: &TrainingData,
+    images: &Samples,
     device: &Device,
     mut seen: impl FnMut(usize),
 ) -> Classifier {
-    let loader = images.train_batches(device);
+    let loader = images.batches(EVAL_BATCH, device);
     let (mode, batches) = (Recalibration::Population, loader.iter().flatten());
     burn_batchnorm::recalibrate(model, mode, batches, |model, batch| {
         model.forward(batch.inputs);
@@ -72,16 +95,18 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         model,
     } = SavedRun::open(&args.model)?;
     model.batch_norm()?;
-    let to = match args.in_place {
-        true => from.clone(),
-        false => new_folder(args)?,
-    };
-    let check = || match args.in_place {
-        true => Ok(()),
-        false => check_empty(&to, &from),
+    let to = target(args)?;
+    let check = || {
+        ensure!(
+            args.in_place || to.is_empty()?,
+            "{} is not empty: choose another folder with --out, or replace the network in {} with --in-place",
+            to.path().display(),
+            from.path().display()
+        );
+        Ok(())
     };
     check()?;
-    let data = Source::from(config.data.as_str()).load()?;
+    let data = Dataset::load(&config.data)?;
     let images = TrainingData::new(&config, &data.train)?;
     let history = History::load(&from.file(METRICS))?;
     let old: Summary = folder::load_json(&from.file(SUMMARY))?;
@@ -92,86 +117,60 @@ pub fn run(args: &RecalibrateArgs) -> Result<Report> {
         from.path().display(),
         old.epochs
     );
-    let _lock = to.lock()?;
+    let lock = to.lock()?;
     // Again: somebody may have been faster.
     check()?;
 
     let on = device.device();
-    let loader = images.train_batches(&on);
+    let loader = images.train.batches(EVAL_BATCH, &on);
     let health = burn_batchnorm::health(&model, loader.iter().flatten(), |model, batch| {
         model.forward(batch.inputs);
     });
     let before = eval::test(&model, &config, &data.test, &on)?;
     let bar = Progress::Auto.bar();
-    bar.set_length(images.train_len() as u64);
+    bar.set_length(images.train.count() as u64);
     bar.set_prefix("recalibrate");
-    let model = recalibrated(model, &images, &on, |count| bar.inc(count as u64));
+    let model = recalibrated(model, &images.train, &on, |count| bar.inc(count as u64));
     bar.finish_and_clear();
     config.device.clone_from(&device.name);
-    let run = Prepared {
+    let run = Run {
         config,
         device,
         data,
         images,
         history,
+        _lock: lock,
     };
-    let new = write(&run, &run.history, &model, old.model_epoch, &to)?;
-    let worst = |drift: fn(&burn_batchnorm::LayerHealth) -> Option<f64>| {
+    let new = write(&run, &model, old.model_epoch, &to)?;
+    let worst = |drift: fn(&LayerHealth) -> Option<f64>| {
         health.layers.iter().filter_map(drift).reduce(f64::max)
     };
     Ok(Report {
         network: new.model,
-        written_to: to.path().to_path_buf(),
+        written_to: new.folder,
         train_images: new.train_images,
         mean_drift: worst(|layer| layer.mean_drift),
         variance_drift: worst(|layer| layer.variance_drift),
         test_images: new.test_images,
-        test_loss_before: before.scores.loss(),
-        test_accuracy_before: before.scores.accuracy(),
+        test_loss_before: before.loss(),
+        test_accuracy_before: before.accuracy(),
         test_loss: new.test_loss,
         test_accuracy: new.test_accuracy,
     })
 }
 
 /// Where the new network goes.
-fn new_folder(args: &RecalibrateArgs) -> Result<Folder> {
+fn target(args: &RecalibrateArgs) -> Result<Folder> {
+    let old = &args.model.model;
     let beside = || {
-        let mut name = args.model.model.file_name()?.to_os_string();
+        let mut name = old.file_name()?.to_os_string();
         name.push("-recalibrated");
-        Some(args.model.model.with_file_name(name))
+        Some(old.with_file_name(name))
     };
-    let path = args.out.clone().or_else(beside);
+    let path = match args.in_place {
+        true => Some(old.clone()),
+        false => args.out.clone().or_else(beside),
+    };
     let path = path.context("name a folder for the new network with --out, or use --in-place")?;
     Ok(Folder::new(path))
-}
-
-fn check_empty(folder: &Folder, model: &Folder) -> Result<()> {
-    ensure!(
-        folder.is_empty()?,
-        "{} is not empty: choose another folder with --out, or replace the network in {} with --in-place",
-        folder.path().display(),
-        model.path().display()
-    );
-    Ok(())
-}
-
-/// The report for people.
-pub fn text(report: &Report) -> String {
-    let drift = |drift: Option<f64>| drift.unwrap_or(f64::NAN);
-    let line = |name, loss, accuracy| row(name, report.test_images, Some((loss, accuracy)));
-    format!(
-        "{}\nstatistics of {} training images; largest drift: mean {:.3} deviations, ln variance {:.3}\n\
-         {HEAD}{}{}\nwritten to {}\n",
-        report.network,
-        report.train_images,
-        drift(report.mean_drift),
-        drift(report.variance_drift),
-        line(
-            "test before",
-            report.test_loss_before,
-            report.test_accuracy_before
-        ),
-        line("test after", report.test_loss, report.test_accuracy),
-        report.written_to.display()
-    )
 }

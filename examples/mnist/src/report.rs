@@ -1,14 +1,14 @@
 //! Results as text tables and as `summary.json`.
 
-use std::path::Path;
+use std::fmt::{Display, Formatter};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::RunConfig;
-use crate::device::NamedDevice;
-use crate::eval::{ClassReport, EvalReport, Evaluation, by_class};
-use crate::folder::{CONFIG, CONFUSION, CURVES, METRICS, MODEL, SAFETENSORS, SUMMARY};
-use crate::history::History;
+use crate::eval::{ClassReport, by_class};
+use crate::folder::{CONFIG, CONFUSION, CURVES, Folder, METRICS, MODEL, SAFETENSORS, SUMMARY};
+use crate::metrics::Scores;
+use crate::train::Run;
 
 /// `summary.json`: the results of a run. Losses are mean cross-entropies, accuracies shares from 0
 /// to 1, all of the saved model.
@@ -53,97 +53,77 @@ pub struct Summary {
     pub train_images_per_second: f64,
     /// Test accuracy class by class.
     pub classes: Vec<ClassReport>,
+    /// Where all this is written.
+    #[serde(skip)]
+    pub folder: PathBuf,
 }
 
 impl Summary {
     /// Of the network of `model_epoch`, by what it makes of training, validation and test images.
-    pub fn new(
-        config: &RunConfig,
-        device: &NamedDevice,
-        history: &History,
+    pub(crate) fn new(
+        run: &Run,
         model_epoch: usize,
-        [train, valid, test]: [&Evaluation; 3],
+        [train, valid, test]: [&Scores; 3],
+        folder: &Folder,
     ) -> Self {
-        let rows = &history.rows;
+        let (config, rows) = (&run.config, &run.history.rows);
         let seconds: f64 = rows.iter().map(|row| row.train_seconds).sum();
-        let images = rows.len() * train.scores.count;
-        let validated = valid.scores.count > 0;
+        let validated = valid.count() > 0;
         Self {
-            device: device.name.clone(),
-            adapter: device.adapter.clone(),
+            device: run.device.name.clone(),
+            adapter: run.device.adapter.clone(),
             model: config.model.describe(),
             data: config.data.clone(),
             epochs: rows.len(),
             model_epoch,
             seed: config.training.seed,
-            train_images: train.scores.count,
-            train_loss: train.scores.loss(),
-            train_accuracy: train.scores.accuracy(),
-            validation_images: valid.scores.count,
-            validation_loss: validated.then(|| valid.scores.loss()),
-            validation_accuracy: validated.then(|| valid.scores.accuracy()),
-            test_images: test.scores.count,
-            test_loss: test.scores.loss(),
-            test_accuracy: test.scores.accuracy(),
+            train_images: train.count(),
+            train_loss: train.loss(),
+            train_accuracy: train.accuracy(),
+            validation_images: valid.count(),
+            validation_loss: validated.then(|| valid.loss()),
+            validation_accuracy: validated.then(|| valid.accuracy()),
+            test_images: test.count(),
+            test_loss: test.loss(),
+            test_accuracy: test.accuracy(),
             train_seconds: seconds,
-            train_images_per_second: images as f64 / seconds,
+            train_images_per_second: (rows.len() * train.count()) as f64 / seconds,
             classes: by_class(test, &config.class_names),
+            folder: folder.path().to_path_buf(),
         }
+    }
+}
+
+impl Display for Summary {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let train = Some((self.train_loss, self.train_accuracy));
+        let valid = self.validation_loss.zip(self.validation_accuracy);
+        let test = Some((self.test_loss, self.test_accuracy));
+        writeln!(
+            f,
+            "{}\n{HEAD}{}{}{}\n{}",
+            self.model,
+            row("train", self.train_images, train),
+            row("validation", self.validation_images, valid),
+            row("test", self.test_images, test),
+            class_table(&self.classes)
+        )?;
+        writeln!(
+            f,
+            "{} on {} ({}): {:.2} s of training, {:.0} images/s\n\n\
+             written to {}: {MODEL}, {SAFETENSORS}, {CONFIG}, {SUMMARY}, {METRICS},\n  {CURVES}, {CONFUSION}",
+            plural(self.epochs, "epoch"),
+            self.device,
+            self.adapter,
+            self.train_seconds,
+            self.train_images_per_second,
+            self.folder.display(),
+        )
     }
 }
 
 /// Above the lines that [`row`] makes.
 pub const HEAD: &str = "              images      loss   accuracy\n";
-
-/// Results of `train` for people.
-pub fn training(summary: &Summary, out: &Path) -> String {
-    let valid = summary.validation_loss.zip(summary.validation_accuracy);
-    let mut text = format!("{}\n{HEAD}", summary.model);
-    for (name, images, scores) in [
-        (
-            "train",
-            summary.train_images,
-            Some((summary.train_loss, summary.train_accuracy)),
-        ),
-        ("validation", summary.validation_images, valid),
-        (
-            "test",
-            summary.test_images,
-            Some((summary.test_loss, summary.test_accuracy)),
-        ),
-    ] {
-        text += &row(name, images, scores);
-    }
-    let Summary {
-        device,
-        adapter,
-        train_seconds,
-        train_images_per_second,
-        ..
-    } = summary;
-    text + &format!(
-        "\n{}\n{} on {device} ({adapter}): {train_seconds:.2} s of training, \
-         {train_images_per_second:.0} images/s\n\nwritten to {}: {MODEL}, {SAFETENSORS}, {CONFIG}, \
-         {SUMMARY}, {METRICS},\n  {CURVES}, {CONFUSION}\n",
-        class_table(&summary.classes),
-        plural(summary.epochs, "epoch"),
-        out.display(),
-    )
-}
-
-/// Results of `eval` for people.
-pub fn eval(report: &EvalReport, config: &RunConfig) -> String {
-    let test = row(
-        "test",
-        report.test_images,
-        Some((report.test_loss, report.test_accuracy)),
-    );
-    format!(
-        "{}\n{HEAD}{test}\n{}",
-        config.model.describe(),
-        class_table(&report.classes)
-    )
-}
 
 /// A line of a table of images.
 pub fn row(name: &str, images: usize, scores: Option<(f64, f64)>) -> String {
@@ -153,13 +133,10 @@ pub fn row(name: &str, images: usize, scores: Option<(f64, f64)>) -> String {
     format!("{name:<12}{images:>8}{loss:>10}{accuracy:>11}\n")
 }
 
-fn class_table(classes: &[ClassReport]) -> String {
-    let width = classes
-        .iter()
-        .map(|class| class.name.chars().count())
-        .max()
-        .unwrap_or(0)
-        .max(12);
+/// Test accuracy class by class, with bars.
+pub fn class_table(classes: &[ClassReport]) -> String {
+    let widths = classes.iter().map(|class| class.name.chars().count());
+    let width = widths.fold(12, usize::max);
     let mut text = String::from("test accuracy by class\n");
     for class in classes {
         let share = class.accuracy.unwrap_or(0.0);
@@ -181,15 +158,18 @@ pub fn percent(share: f64) -> String {
 
 /// A number with its noun.
 pub fn plural(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    let ending = match count {
+        1 => "",
+        _ => "s",
+    };
+    format!("{count} {noun}{ending}")
 }
 
 /// A learning rate, which may be tiny, in few letters.
 pub fn rate(rate: f64) -> String {
-    if (1e-4..1e4).contains(&rate) {
-        rate.to_string()
-    } else {
-        format!("{rate:e}")
+    match (1e-4..1e4).contains(&rate) {
+        true => rate.to_string(),
+        false => format!("{rate:e}"),
     }
 }
 

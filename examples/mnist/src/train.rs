@@ -1,78 +1,83 @@
 //! The command `train`: settings, data, training, test, files.
 
+use std::fs::{self, File};
+
 use anyhow::{Context, Result, bail, ensure};
 use burn::train::Interrupter;
 
 use crate::cli::TrainArgs;
 use crate::config::RunConfig;
-use crate::data::{CLASSES, Dataset, Source};
+use crate::data::{self, CLASSES, Dataset, EMBEDDED};
 use crate::device::{self, NamedDevice};
+use crate::eval::evaluate;
 use crate::folder::{self, CONFIG, CONFUSION, CURVES, Folder, HEALTH, METRICS, SUMMARY};
 use crate::history::History;
 use crate::model::{Classifier, NormKind};
 use crate::report::Summary;
-use crate::training::{Session, Trained, TrainingData, out_of_patience, train};
+use crate::training::{Session, TrainingData, train};
 use crate::{Interrupted, RUN, checkpoint, eval, plots};
 
-/// All that is known before training starts. Nothing is written until it is complete.
-pub(crate) struct Prepared {
+/// A run and all that belongs to it. Nothing is written until it is complete.
+pub(crate) struct Run {
     pub config: RunConfig,
     pub device: NamedDevice,
     pub data: Dataset,
     pub images: TrainingData,
+    /// The epochs done.
     pub history: History,
+    /// On the folder.
+    pub _lock: File,
 }
 
 /// Trains, or goes on. Returns what it wrote to `summary.json`.
 pub fn run(args: &TrainArgs, interrupter: &Interrupter) -> Result<Summary> {
-    args.progress.check(args.json)?;
     let folder = Folder::new(&args.out);
     folder.check_ours()?;
-    let (run, _lock) = if args.resume {
-        resumed(args, &folder)?
-    } else {
-        let run = fresh(args)?;
-        let lock = folder.lock()?;
-        // Again: somebody may have been faster.
-        folder.check_ours()?;
-        folder.clear_state()?;
-        std::fs::create_dir_all(folder.state(""))
-            .with_context(|| format!("cannot create the folder {}", folder.state("").display()))?;
-        (run, lock)
+    let mut run = match args.resume {
+        true => resumed(args, &folder)?,
+        false => fresh(args, &folder)?,
     };
     folder::save_json(&folder.state(CONFIG), &run.config)?;
 
-    let trained = if is_complete(&run.config, &run.history) {
-        // Killed between its last checkpoint and its results.
-        let path = checkpoint::model_path(&folder, run.history.rows.len());
-        let model = folder::load_record(&path, &run.config, &run.device.device())?;
-        Trained {
-            model,
-            history: run.history.clone(),
-            interrupted: false,
-        }
-    } else {
+    let (training, device) = (&run.config.training, run.device.device());
+    let mut last = None;
+    // Else it was killed between its last checkpoint and its results.
+    if !run.history.is_complete(training) {
         let session = Session {
             folder: Some(folder.clone()),
-            resume: run.history.clone(),
+            resume: run.history,
             progress: args.progress,
             interrupter: interrupter.clone(),
         };
-        train(&run.config, &run.images, &run.device.device(), session)?
-    };
-    trained.history.save(&folder.state(METRICS))?;
-    if trained.interrupted {
-        return Err(interrupted(&folder, trained.history.rows.len()).into());
+        let trained = train(&run.config, &run.images, &device, session)?;
+        trained.history.save(&folder.state(METRICS))?;
+        ensure!(
+            trained.history.is_complete(training),
+            interrupted(&folder, trained.history.rows.len())
+        );
+        (run.history, last) = (trained.history, Some(trained.model));
     }
-    finish(&run, trained, &folder)
+    // With early stopping the model of the best epoch is taken.
+    let done = run.history.rows.len();
+    let best = training.early_stopping.and(run.history.best_epoch());
+    let epoch = best.unwrap_or(done);
+    let model = match last.filter(|_| epoch == done) {
+        Some(model) => model,
+        None => folder::load_record(
+            &checkpoint::model_path(&folder, epoch),
+            &run.config,
+            &device,
+        )?,
+    };
+    write(&run, &model, epoch, &folder)
 }
 
-fn fresh(args: &TrainArgs) -> Result<Prepared> {
+/// The settings of the flags, in a folder that is taken and cleared.
+fn fresh(args: &TrainArgs, folder: &Folder) -> Result<Run> {
     let device = device::resolve(args.network.device.as_deref().unwrap_or("auto"))?;
-    let source = Source::from(args.network.data.as_deref().unwrap_or("embedded"));
-    let (name, data) = (source.name()?, source.load()?);
+    let data = Dataset::load(args.network.data.as_deref().unwrap_or(EMBEDDED))?;
     let norm = args.norm.unwrap_or(NormKind::Batch);
-    let mut config = RunConfig::new(&args.network, norm, &name, &device, &data);
+    let mut config = RunConfig::new(&args.network, norm, &device, &data);
     config.training.early_stopping = args.early_stopping;
     config.training.learning_rate = args.lr.unwrap_or(config.training.learning_rate);
     if let Some(classes) = &args.classes {
@@ -85,21 +90,29 @@ fn fresh(args: &TrainArgs) -> Result<Prepared> {
     }
     config.check()?;
     let images = TrainingData::new(&config, &data.train)?;
-    Ok(Prepared {
-        images,
+    let lock = folder.lock()?;
+    // Again: somebody may have been faster.
+    folder.check_ours()?;
+    folder.clear_state()?;
+    let state = folder.state("");
+    fs::create_dir_all(&state)
+        .with_context(|| format!("cannot create the folder {}", state.display()))?;
+    Ok(Run {
         config,
         device,
         data,
+        images,
         history: History::default(),
+        _lock: lock,
     })
 }
 
 /// The saved settings, with more epochs or another device if asked for; all else must agree.
-fn resumed(args: &TrainArgs, folder: &Folder) -> Result<(Prepared, std::fs::File)> {
+fn resumed(args: &TrainArgs, folder: &Folder) -> Result<Run> {
     let shown = folder.path().display();
     let nothing = || format!("nothing to resume in {shown}. Start it without --resume");
     let path = folder.state(CONFIG);
-    ensure!(path.is_file(), "{}", nothing());
+    ensure!(path.is_file(), nothing());
     let lock = folder.lock()?;
     folder.clear_unfinished()?;
     let mut config = folder::load_config(&path)?;
@@ -112,47 +125,35 @@ fn resumed(args: &TrainArgs, folder: &Folder) -> Result<(Prepared, std::fs::File
     config.device = device.name.clone();
 
     let metrics = folder.state(METRICS);
-    ensure!(metrics.is_file(), "{}", nothing());
+    ensure!(metrics.is_file(), nothing());
     let mut history = History::load(&metrics)?;
-    let recorded = std::fs::read(&metrics).ok();
+    // The results are those of this run if their epochs are, times and all.
+    let results = History::load(&folder.file(METRICS));
+    let finished = folder.file(SUMMARY).is_file() && results.is_ok_and(|of| of == history);
     // The file may be an epoch ahead of the checkpoints if the program was killed in between.
     let rows = history.rows.len();
-    let done =
-        checkpoint::last_good(folder, rows, &config, &device.device()).with_context(nothing)?;
+    let done = checkpoint::last_good(folder, rows, &config, &device.device());
+    let done = done.with_context(nothing)?;
     history.rows.truncate(done);
-    // The results are those of this run if their epochs are, times and all.
-    let finished =
-        folder.file(SUMMARY).is_file() && std::fs::read(folder.file(METRICS)).ok() == recorded;
-    if finished && is_complete(&config, &history) {
-        let more = if done < config.training.epochs {
-            "stopped early after"
-        } else {
-            "has finished"
+    if finished && history.is_complete(&config.training) {
+        let more = match done < config.training.epochs {
+            true => "stopped early after",
+            false => "has finished",
         };
         bail!(
             "the run in {shown} {more} {done} epochs: ask for more than that with --epochs \
              (or --early-stopping)"
         );
     }
-    let data = Source::from(config.data.as_str()).load()?;
-    let images = TrainingData::new(&config, &data.train)?;
-    Ok((
-        Prepared {
-            images,
-            config,
-            device,
-            data,
-            history,
-        },
-        lock,
-    ))
-}
-
-/// Whether nothing is left to train.
-fn is_complete(config: &RunConfig, history: &History) -> bool {
-    let patience = config.training.early_stopping;
-    history.rows.len() >= config.training.epochs
-        || patience.is_some_and(|patience| out_of_patience(history, patience))
+    let data = Dataset::load(&config.data)?;
+    Ok(Run {
+        images: TrainingData::new(&config, &data.train)?,
+        config,
+        device,
+        data,
+        history,
+        _lock: lock,
+    })
 }
 
 /// A flag that is given and differs from the saved run is refused, not ignored.
@@ -172,11 +173,7 @@ fn check_agreement(args: &TrainArgs, saved: &RunConfig) -> Result<()> {
     }
     let (model, training, network) = (&saved.model, &saved.training, &args.network);
     let before = network.bn_before_activation.then_some(true);
-    let data = network
-        .data
-        .as_deref()
-        .map(|data| Source::from(data).name())
-        .transpose()?;
+    let data = network.data.as_deref().map(data::name).transpose()?;
     let classes = args.classes.as_ref().map(|names| names.join(","));
     same("--input", model.input, network.input)?;
     same("--hidden", model.hidden, network.hidden)?;
@@ -205,48 +202,27 @@ fn interrupted(folder: &Folder, done: usize) -> Interrupted {
     Interrupted(text)
 }
 
-/// With early stopping the model of the best epoch is taken, else the last.
-fn finish(run: &Prepared, trained: Trained, folder: &Folder) -> Result<Summary> {
-    let config = &run.config;
-    let last = trained.history.rows.len();
-    let best = trained.history.best_epoch().unwrap_or(last);
-    let (model, model_epoch) = match config.training.early_stopping {
-        Some(_) if best != last => {
-            let path = checkpoint::model_path(folder, best);
-            let model = folder::load_record(&path, config, &run.device.device())?;
-            (model, best)
-        }
-        _ => (trained.model, last),
-    };
-    write(run, &trained.history, &model, model_epoch, folder)
-}
-
-/// Tests a network and writes all files of a finished run.
+/// Tests the network of epoch `model_epoch` and writes all files of a finished run.
 pub(crate) fn write(
-    run: &Prepared,
-    history: &History,
+    run: &Run,
     model: &Classifier,
     model_epoch: usize,
     folder: &Folder,
 ) -> Result<Summary> {
     let (config, device) = (&run.config, run.device.device());
     let test = eval::test(model, config, &run.data.test, &device)?;
-    let train = run.images.evaluate_train(model, &device)?;
-    let valid = run.images.evaluate_valid(model, &device)?;
-    let evaluations = [&train, &valid, &test];
-    let summary = Summary::new(config, &run.device, history, model_epoch, evaluations);
+    let train = evaluate(model, &run.images.train, &device)?;
+    let valid = evaluate(model, &run.images.valid, &device)?;
+    let summary = Summary::new(run, model_epoch, [&train, &valid, &test], folder);
     // First and last: what is between them belongs together where this file is.
     folder::remove(&folder.file(SUMMARY))?;
     // Of the network that was there before.
     folder::remove(&folder.file(HEALTH))?;
     folder.save_model(model)?;
     folder::save_json(&folder.file(CONFIG), config)?;
-    history.save(&folder.file(METRICS))?;
-    plots::learning_curves(
-        &folder.file(CURVES),
-        history,
-        (test.scores.loss(), test.scores.accuracy()),
-    )?;
+    run.history.save(&folder.file(METRICS))?;
+    let scores = (test.loss(), test.accuracy());
+    plots::learning_curves(&folder.file(CURVES), &run.history, scores)?;
     plots::confusion_matrix(&folder.file(CONFUSION), &test, &config.class_names)?;
     folder::save_json(&folder.file(SUMMARY), &summary)?;
     Ok(summary)

@@ -1,37 +1,28 @@
-//! Training with Burn's `SupervisedTraining`, and the bare loop it is measured against.
+//! Training with Burn's `SupervisedTraining`.
 
-mod bare;
-mod patience;
-
-pub use bare::bare_loop;
-pub(crate) use patience::out_of_patience;
-
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use burn::train::{
     InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
 
-use crate::checkpoint::KeepLastAndBest;
 use crate::config::RunConfig;
-use crate::data::{Batch, BatchLoader, EpochClock, Images, Samples, split};
-use crate::eval::{EVAL_BATCH, Evaluation, evaluate};
+use crate::data::{Batch, Images, Samples};
+use crate::eval::EVAL_BATCH;
 use crate::folder::Folder;
-use crate::history::{History, HistoryLogger, SharedHistory};
-use crate::metrics::{ScoreMetric, StepOutput};
+use crate::history::History;
+use crate::metrics::{ScoreMetric, Scores, StepOutput};
 use crate::model::Classifier;
 use crate::progress::{Progress, clear_below};
 use crate::quiet::catch;
+use crate::recorder::{FinalValues, Recorder};
 use crate::{Interrupted, note};
-use patience::Patience;
 
 impl TrainStep for Classifier {
     type Input = Batch;
@@ -41,7 +32,7 @@ impl TrainStep for Classifier {
         let logits = self.forward(batch.inputs);
         let loss = CrossEntropyLossConfig::new().init(&logits.device());
         let grads = loss.forward(logits.clone(), batch.targets).backward();
-        TrainOutput::new(self, grads, StepOutput::new(logits, batch.labels))
+        TrainOutput::new(self, grads, step_output(logits, batch.labels))
     }
 }
 
@@ -50,7 +41,15 @@ impl InferenceStep for Classifier {
     type Output = StepOutput;
 
     fn step(&self, batch: Batch) -> StepOutput {
-        StepOutput::new(self.forward(batch.inputs), batch.labels)
+        step_output(self.forward(batch.inputs), batch.labels)
+    }
+}
+
+fn step_output(logits: Tensor<2>, labels: Arc<[u8]>) -> StepOutput {
+    StepOutput {
+        logits,
+        labels,
+        scores: Scores::default(),
     }
 }
 
@@ -71,68 +70,34 @@ pub fn optimizer() -> ModuleOptimizer {
 
 /// Training images, prepared and split as a [`RunConfig`] says.
 pub struct TrainingData {
-    samples: Samples,
-    train: Vec<u32>,
-    valid: Vec<u32>,
+    /// Images to train with.
+    pub train: Samples,
+    /// Images held out, which may be none.
+    pub valid: Samples,
 }
 
 impl TrainingData {
     /// Fails if the split leaves too little to train or validate with.
     pub fn new(config: &RunConfig, images: &Images) -> Result<Self> {
         let (training, count) = (&config.training, images.labels.len());
-        let (train, valid) = split(count, training.validation, training.seed);
-        let left = train.len();
+        let samples = Samples::new(images, config.model.input, config.scale);
+        let (train, valid) = samples.split(training.validation, training.seed);
+        let left = train.count();
         ensure!(
             left >= 2,
             "{left} training images are too few: batch normalization needs at least 2"
         );
         ensure!(
-            training.validation == 0.0 || !valid.is_empty(),
+            training.validation == 0.0 || valid.count() > 0,
             "--validation {} of {count} images is no image: take more, or 0 for none",
             training.validation
         );
-        let samples = Samples::new(images, config.model.input, config.scale);
-        Ok(Self {
-            samples,
-            train,
-            valid,
-        })
-    }
-
-    /// Images to train with.
-    pub fn train_len(&self) -> usize {
-        self.train.len()
-    }
-
-    /// The batches of training, from `epoch` on.
-    pub(crate) fn train_loader(
-        &self,
-        config: &RunConfig,
-        epoch: usize,
-        device: &Device,
-    ) -> BatchLoader {
-        let training = &config.training;
-        BatchLoader::fixed(&self.samples, &self.train, training.batch_size, device)
-            .shuffled(training.seed, epoch as u64)
-    }
-
-    /// The images of training, in order and in few batches.
-    pub(crate) fn train_batches(&self, device: &Device) -> BatchLoader {
-        BatchLoader::fixed(&self.samples, &self.train, EVAL_BATCH, device)
-    }
-
-    /// Loss and accuracy of a finished network on the images it was trained with.
-    pub(crate) fn evaluate_train(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
-        evaluate(model, &self.samples, &self.train, device)
-    }
-
-    /// Loss and accuracy on the held out images.
-    pub(crate) fn evaluate_valid(&self, model: &Classifier, device: &Device) -> Result<Evaluation> {
-        evaluate(model, &self.samples, &self.valid, device)
+        Ok(Self { train, valid })
     }
 }
 
 /// What a training session does besides training.
+#[derive(Default)]
 pub struct Session {
     /// Where checkpoints and the epochs go; none for runs that are only measured.
     pub folder: Option<Folder>,
@@ -144,26 +109,12 @@ pub struct Session {
     pub interrupter: Interrupter,
 }
 
-impl Session {
-    /// A session that writes nothing and shows nothing.
-    pub fn silent() -> Self {
-        Self {
-            folder: None,
-            resume: History::default(),
-            progress: Progress::None,
-            interrupter: Interrupter::new(),
-        }
-    }
-}
-
 /// The end of a session.
 pub struct Trained {
     /// The network after the last step, for inference.
     pub model: Classifier,
-    /// All complete epochs, earlier sessions included.
+    /// All complete epochs, earlier sessions included; too few if the user stopped it.
     pub history: History,
-    /// Whether the user stopped it before its last epoch.
-    pub interrupted: bool,
 }
 
 /// Trains as `config` says. A session with a folder keeps checkpoints there, and with a `resume`
@@ -174,72 +125,54 @@ pub fn train(
     device: &Device,
     session: Session,
 ) -> Result<Trained> {
-    let training = &config.training;
-    let (epochs, progress) = (training.epochs, session.progress);
-    let done = session.resume.rows.len();
-    let clock = EpochClock::default();
-    let history = SharedHistory::new(session.resume);
-    let completed = Arc::new(AtomicUsize::new(done));
-    let stopped_early = Arc::new(AtomicUsize::new(0));
-    let bar = progress.bar();
+    train_with(optimizer(), config, data, device, session)
+}
 
+fn train_with(
+    optimizer: ModuleOptimizer,
+    config: &RunConfig,
+    data: &TrainingData,
+    device: &Device,
+    session: Session,
+) -> Result<Trained> {
+    let (training, progress) = (&config.training, session.progress);
+    let done = session.resume.rows.len();
     let autodiff = device.clone().autodiff();
-    let train_loader = data.train_loader(config, done + 1, &autodiff).timed(&clock);
-    let valid_loader = BatchLoader::fixed(&data.samples, &data.valid, EVAL_BATCH, device);
-    let renderer = progress.renderer(&bar, &session.interrupter, (done > 0).then_some(done));
-    let lines = matches!(progress, Progress::Auto | Progress::Plain);
-    let above = bar.clone();
-    let logger = HistoryLogger {
-        history: history.clone(),
-        clock,
-        first_epoch: done + 1,
-        validates: !data.valid.is_empty(),
-        show: Box::new(move |row| {
-            if lines {
-                above.suspend(|| note(&row.line(epochs)));
-            }
-        }),
-        names: HashMap::new(),
+    let train_loader = data.train.batches(training.batch_size, &autodiff);
+    let train_loader = train_loader.shuffled(training.seed, done + 1);
+    let valid_loader = data.valid.batches(EVAL_BATCH, device);
+    let bar = progress.bar();
+    let recorder = Recorder {
+        training: training.clone(),
+        history: Arc::new(Mutex::new(session.resume)),
+        clock: Arc::new(train_loader.clock()),
+        train_images: data.train.count(),
+        validates: data.valid.count() > 0,
+        folder: session.folder.clone(),
+        lines: matches!(progress, Progress::Auto | Progress::Plain).then(|| bar.clone()),
     };
     let folder = session.folder.as_ref().map_or(Path::new(""), Folder::path);
     let mut runner: SupervisedTraining<Classifier> =
         SupervisedTraining::new(folder, Arc::new(train_loader), Arc::new(valid_loader))
-            .metric_train_numeric(ScoreMetric::loss())
-            .metric_train_numeric(ScoreMetric::accuracy())
-            .metric_valid_numeric(ScoreMetric::loss())
-            .metric_valid_numeric(ScoreMetric::accuracy())
-            .with_metric_logger(logger)
+            .metrics((ScoreMetric::loss(), ScoreMetric::accuracy()))
+            .with_metric_logger(FinalValues::default())
             // Burn's file log has a line per batch and installs a panic hook.
             .with_application_logger(None)
-            .with_interrupter(session.interrupter.clone())
-            .renderer(renderer)
-            .num_epochs(epochs);
-    let keeps_checkpoints = session.folder.is_some();
-    if let Some(folder) = session.folder {
-        let strategy = KeepLastAndBest {
-            folder,
-            history: history.clone(),
-            completed: completed.clone(),
-            interrupter: session.interrupter.clone(),
-        };
+            .early_stopping(recorder.clone())
+            .renderer(progress.renderer(&bar, &session.interrupter, done))
+            .with_interrupter(session.interrupter)
+            .num_epochs(training.epochs);
+    if session.folder.is_some() {
         runner = runner
             .with_default_checkpointers()
-            .with_checkpointing_strategy(strategy);
+            .with_checkpointing_strategy(recorder.clone());
     }
     if done > 0 {
         runner = runner.checkpoint(done);
     }
-    if let Some(patience) = training.early_stopping {
-        let (history, stopped) = (history.clone(), stopped_early.clone());
-        runner = runner.early_stopping(Patience {
-            epochs: patience,
-            history,
-            stopped,
-        });
-    }
 
     let model = config.model.init(training.seed, &autodiff);
-    let learner = Learner::new(model, optimizer(), training.learning_rate);
+    let learner = Learner::new(model, optimizer, training.learning_rate);
     let result = catch(|| runner.launch(learner));
     bar.finish_and_clear();
     let result = result.map_err(stopped_or_failed)?;
@@ -248,37 +181,22 @@ pub fn train(
     }
     // The dashboard has the terminal until it is dropped, and leaves nothing on it.
     drop(result.renderer);
-    let mut history = history.lock().clone();
+    let history = recorder.lock().clone();
     if progress == Progress::Dashboard {
-        history
-            .rows
-            .iter()
-            .skip(done)
-            .for_each(|row| note(&row.line(epochs)));
+        let rows = history.rows.iter().skip(done);
+        rows.for_each(|row| note(&row.line(training.epochs)));
     }
-
-    // The dashboard forgets an interruption when it closes, so complete epochs are counted. A
-    // session without checkpoints has no such count, and its caller throws it away as a whole.
-    let completed = completed.load(Ordering::Relaxed);
-    let interrupted = if keeps_checkpoints {
-        if let Some(row) = history.rows.get(completed).filter(|row| !row.is_finite()) {
-            bail!(
-                "training diverged: the loss of epoch {} is not a number. The last good checkpoint \
-                 is that of epoch {completed}; start again with a smaller --lr",
-                row.epoch
-            );
-        }
-        stopped_early.load(Ordering::Relaxed) == 0 && completed < epochs
-    } else {
-        result.interrupted.is_some()
-    };
-    if interrupted {
-        history.rows.truncate(completed);
+    if session.folder.is_some() && history.has_diverged() {
+        let epoch = history.rows.len();
+        bail!(
+            "training diverged: the loss of epoch {epoch} is not a number. The last good checkpoint \
+             is that of epoch {}; start again with a smaller --lr",
+            epoch - 1
+        );
     }
     Ok(Trained {
         model: result.model,
         history,
-        interrupted,
     })
 }
 
@@ -296,20 +214,18 @@ fn stopped_or_failed(message: String) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::cli::NetworkArgs;
-    use crate::data::Source;
+    use crate::data::{Dataset, EMBEDDED, Scale};
     use crate::model::NormKind;
+    use burn_store::burn_pack::Reader;
 
-    pub fn config(epochs: usize, norm: NormKind) -> (RunConfig, Images) {
+    fn config(epochs: usize, norm: NormKind) -> (RunConfig, Images) {
         let device = crate::device::resolve("flex").expect("flex");
-        let data = Source::Embedded.load().expect("embedded");
+        let data = Dataset::load(EMBEDDED).expect("embedded");
         let args = NetworkArgs {
             epochs: Some(epochs),
             ..NetworkArgs::default()
         };
-        (
-            RunConfig::new(&args, norm, "embedded", &device, &data),
-            data.train,
-        )
+        (RunConfig::new(&args, norm, &device, &data), data.train)
     }
 
     #[test]
@@ -321,7 +237,7 @@ mod tests {
         let data = TrainingData::new(&config, &images).expect("enough images");
         let session = Session {
             folder: Some(folder.clone()),
-            ..Session::silent()
+            ..Session::default()
         };
         let result = train(&config, &data, &Device::flex(), session);
         let text = result.err().expect("it diverges").to_string();
@@ -331,5 +247,52 @@ mod tests {
         );
         assert!(text.contains("smaller --lr"), "{text}");
         assert!(!folder.state("model-1.bpk").exists());
+    }
+
+    /// Denormal numbers in what Adam remembers after training with `config`.
+    fn denormals(optimizer: ModuleOptimizer, config: &RunConfig, images: &Images) -> usize {
+        let temporary = tempfile::tempdir().expect("temporary folder");
+        let folder = Folder::new(temporary.path());
+        let data = TrainingData::new(config, images).expect("enough images");
+        let session = Session {
+            folder: Some(folder.clone()),
+            ..Session::default()
+        };
+        train_with(optimizer, config, &data, &Device::flex(), session).expect("trained");
+        let path = folder.state(&format!("optim-{}.bpk", config.training.epochs));
+        let tensors = Reader::from_file(path)
+            .and_then(Reader::into_tensors)
+            .expect("a record");
+        assert!(tensors.len() >= 8, "two moments of each parameter");
+        let values = tensors.into_iter().flat_map(|tensor| {
+            let bytes = tensor.into_bytes().expect("its values").to_vec();
+            let floats = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            floats.collect::<Vec<_>>()
+        });
+        values.filter(|value| value.is_subnormal()).count()
+    }
+
+    #[test]
+    fn adams_moments_never_become_denormal() {
+        for norm in [NormKind::Batch, NormKind::None] {
+            let (config, images) = config(6, norm);
+            assert_eq!(denormals(optimizer(), &config, &images), 0, "{norm}");
+        }
+        // The test sees them where nothing is done about them.
+        let (mut config, images) = config(6, NormKind::Batch);
+        config.scale = Scale {
+            mean: 0.0,
+            deviation: 1.0,
+        };
+        let plain = AdamConfig::new().with_epsilon(1e-8).init();
+        let count = denormals(plain, &config, &images);
+        assert!(count > 500, "{count} denormals");
+        assert_eq!(
+            denormals(optimizer(), &config, &images),
+            0,
+            "with the pixels as they are"
+        );
     }
 }

@@ -98,7 +98,7 @@ pub fn run(args: &ClassifyArgs) -> Result<String> {
 fn names(args: &ClassifyArgs, config: &ResNetConfig) -> Result<Vec<String>> {
     let Some(path) = &args.classes else {
         return Ok(match (config.inputs, config.classes) {
-            (1, 10) => mnist::data::Source::Embedded.load()?.class_names,
+            (1, 10) => mnist::data::Dataset::load("embedded")?.class_names,
             _ => (0..config.classes)
                 .map(|class| format!("class {class}"))
                 .collect(),

@@ -11,7 +11,7 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
-use mnist::data::{CLASSES, Images, SIDE, Source};
+use mnist::data::{CLASSES, Dataset, Images, SIDE};
 use mnist::history::{EpochRow, History};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -118,7 +118,7 @@ fn evaluated(model: &ResNet, images: &Images, batch_size: usize, device: &Device
 pub fn run(args: &TrainArgs) -> Result<String> {
     let device = mnist::device::resolve(&args.device)?.device();
     let training = device.clone().autodiff();
-    let data = Source::from(args.data.as_str()).load()?;
+    let data = Dataset::load(&args.data)?;
     ensure!(
         args.batch_size > 1 && args.batch_size <= data.train.labels.len(),
         "expected a batch size of 2 to {}, the number of images, got {}: batch norm needs several",

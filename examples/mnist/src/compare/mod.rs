@@ -5,21 +5,21 @@ mod method;
 mod table;
 
 pub use method::Method;
-pub use table::text;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use burn::tensor::Device;
 use burn::train::Interrupter;
 use serde::Serialize;
 
 use crate::cli::CompareArgs;
 use crate::config::RunConfig;
-use crate::data::{Samples, Source};
+use crate::data::{Dataset, EMBEDDED, Samples};
 use crate::eval::evaluate;
-use crate::folder::{Folder, save_json, write_atomically};
-use crate::history::EpochRow;
+use crate::folder::{Folder, is_of, save_json, write_atomically};
+use crate::history::{EpochRow, History};
+use crate::metrics::Scores;
 use crate::model::NormKind;
 use crate::recalibrate::recalibrated;
 use crate::report::{percent, rate};
@@ -30,12 +30,26 @@ use table::{mean, median, spread};
 /// What tells a `compare.json` of this program from those of others.
 const PROGRAM: &str = "burn-batchnorm/examples/mnist compare";
 
-/// One training run.
-#[derive(Clone, Debug, Serialize)]
-pub struct Run {
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Setup {
     pub norm: Method,
     pub learning_rate: f64,
     pub batch_size: usize,
+}
+
+impl Setup {
+    /// The learning rate as it is printed.
+    pub fn rate(&self) -> String {
+        rate(self.learning_rate)
+    }
+}
+
+/// One training run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    #[serde(flatten)]
+    pub setup: Setup,
     pub seed: u64,
     /// After each epoch.
     pub validation_accuracy: Vec<f64>,
@@ -48,12 +62,41 @@ pub struct Run {
     pub microseconds_per_step: f64,
 }
 
-/// The runs of one normalization at one learning rate and batch size.
+impl Run {
+    fn new(
+        norm: Method,
+        config: &RunConfig,
+        history: &History,
+        train_images: usize,
+        test: Scores,
+        target: f64,
+    ) -> Self {
+        let (training, rows) = (&config.training, &history.rows);
+        let shares = rows.iter().filter_map(|row| row.valid_accuracy);
+        let mut until = shares.clone();
+        let steps = train_images as f64 / training.batch_size as f64;
+        let per_step = |row: &EpochRow| 1e6 * row.train_seconds / steps;
+        Self {
+            setup: Setup {
+                norm,
+                learning_rate: training.learning_rate,
+                batch_size: training.batch_size,
+            },
+            seed: training.seed,
+            validation_accuracy: shares.collect(),
+            epochs_to_target: until.position(|share| share >= target).map(|at| at + 1),
+            test_accuracy: test.accuracy(),
+            test_loss: test.loss(),
+            microseconds_per_step: median(rows.iter().map(per_step)),
+        }
+    }
+}
+
+/// The runs of one setup.
 #[derive(Clone, Debug, Serialize)]
 pub struct Group {
-    pub norm: Method,
-    pub learning_rate: f64,
-    pub batch_size: usize,
+    #[serde(flatten)]
+    pub setup: Setup,
     /// Runs that reached the target.
     pub reached: usize,
     /// Mean of the first epoch with the target accuracy over the runs that reached it.
@@ -86,6 +129,9 @@ pub struct Comparison {
     /// Results by learning rate, batch size and normalization.
     pub groups: Vec<Group>,
     pub runs: Vec<Run>,
+    /// Where all this is written.
+    #[serde(skip)]
+    pub folder: PathBuf,
 }
 
 impl Comparison {
@@ -123,49 +169,58 @@ pub fn run(args: &CompareArgs, interrupter: &Interrupter) -> Result<Comparison> 
     let files = Comparison::files(by_batch_size);
     check_ours(&folder, files)?;
     let device = device::resolve(args.network.device.as_deref().unwrap_or("auto"))?;
-    let source = Source::from(args.network.data.as_deref().unwrap_or("embedded"));
-    let (name, data) = (source.name()?, source.load()?);
-    let base = RunConfig::new(&args.network, NormKind::None, &name, &device, &data);
-    let train_images = TrainingData::new(&base, &data.train)?.train_len();
+    let data = Dataset::load(args.network.data.as_deref().unwrap_or(EMBEDDED))?;
+    let base = RunConfig::new(&args.network, NormKind::None, &device, &data);
+    let train_images = TrainingData::new(&base, &data.train)?.train.count();
     // Before the work, not after it.
     let _lock = folder.lock()?;
 
     let test = Samples::new(&data.test, base.model.input, base.scale);
-    let same_size = |rate: &f64| (*rate, base.training.batch_size);
-    let settings: Vec<(f64, usize)> = match by_batch_size {
-        true => (args.batch_sizes.iter())
-            .map(|size| (method::learning_rate(*size), *size))
-            .collect(),
-        false => args.lrs.iter().map(same_size).collect(),
-    };
-    let width = methods.iter().map(|method| method.to_string().len());
-    let width = width.max().unwrap_or(0).max(5);
-    let jobs = jobs(args, &base, train_images, &settings, methods);
+    let jobs = jobs(args, &base, train_images, methods);
+    let widths = methods.iter().map(|method| method.to_string().len());
+    let width = widths.fold(5, usize::max);
     let mut runs: Vec<Run> = Vec::with_capacity(jobs.len());
     let mut before: Option<(RunConfig, Trained)> = None;
     for (method, config) in &jobs {
-        let images = TrainingData::new(config, &data.train)?;
+        let (images, on) = (TrainingData::new(config, &data.train)?, device.device());
         // Recalibration is of the network that plain batch norm has trained, if that is at hand.
         let trained = match before.take() {
             Some((same, trained)) if same == *config => trained,
-            _ => trained(config, &images, &device.device(), interrupter)?,
+            _ => {
+                let session = Session {
+                    interrupter: interrupter.clone(),
+                    ..Session::default()
+                };
+                train(config, &images, &on, session)?
+            }
         };
-        let run = measured(
-            args,
+        ensure!(
+            trained.history.is_complete(&config.training),
+            Interrupted(
+                "interrupted: a comparison is written when all its runs are done".to_string()
+            )
+        );
+        let model = trained.model.clone();
+        let model = match method {
+            Method::Recalibrated => recalibrated(model, &images.train, &on, |_| ()),
+            _ => model,
+        };
+        let scores = evaluate(&model, &test, &on)?;
+        let run = Run::new(
             *method,
             config,
-            &trained,
-            &images,
-            &test,
-            &device.device(),
-        )?;
+            &trained.history,
+            train_images,
+            scores,
+            args.target,
+        );
         note(&format!(
             "{:>3}/{}  norm {method:<width$}  {}  seed {:<4}  test {}",
             runs.len() + 1,
             jobs.len(),
             match by_batch_size {
-                true => format!("batch size {:<4}", run.batch_size),
-                false => format!("lr {:<7}", rate(run.learning_rate)),
+                true => format!("batch size {:<4}", run.setup.batch_size),
+                false => format!("lr {:<7}", run.setup.rate()),
             },
             run.seed,
             percent(run.test_accuracy)
@@ -176,14 +231,15 @@ pub fn run(args: &CompareArgs, interrupter: &Interrupter) -> Result<Comparison> 
     let comparison = Comparison {
         program: PROGRAM,
         device: device.name,
-        data: name,
+        data: data.name,
         train_images,
         epochs: base.training.epochs,
         target: args.target,
         seeds: args.seeds,
         settings: by_batch_size.then(method::settings),
-        groups: groups(&settings, methods, &runs),
+        groups: groups(&runs),
         runs,
+        folder: args.out.clone(),
     };
     let [picture, table, json] = files.map(|name| folder.file(name));
     save_json(&json, &comparison)?;
@@ -202,10 +258,8 @@ fn distinct<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<()> {
 /// Refuses to overwrite files that this command did not write.
 fn check_ours(folder: &Folder, files: [&str; 3]) -> Result<()> {
     let there = files.iter().any(|name| folder.file(name).exists());
-    let text = std::fs::read_to_string(folder.file(files[2])).unwrap_or_default();
-    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     ensure!(
-        !there || value["program"] == PROGRAM,
+        !there || is_of(PROGRAM, &folder.file(files[2])),
         "{} holds a {} of something else: choose another folder with --out",
         folder.path().display(),
         files.join(" or ")
@@ -218,20 +272,27 @@ fn jobs(
     args: &CompareArgs,
     base: &RunConfig,
     train_images: usize,
-    settings: &[(f64, usize)],
     methods: &[Method],
 ) -> Vec<(Method, RunConfig)> {
+    let (rates, sizes) = (args.lrs.iter(), args.batch_sizes.iter());
+    let by_size = sizes.map(|size| (method::learning_rate(*size), *size));
+    let settings: Vec<(f64, usize)> = match args.batch_sizes.is_empty() {
+        true => rates
+            .map(|rate| (*rate, base.training.batch_size))
+            .collect(),
+        false => by_size.collect(),
+    };
     let mut jobs = Vec::new();
     for (learning_rate, batch_size) in settings {
-        let steps = (base.training.epochs * train_images) as f64 / *batch_size as f64;
-        for seed in (0..args.seeds).map(|offset| base.training.seed.wrapping_add(offset as u64)) {
-            for method in methods.iter().filter(|method| method.suits(*batch_size)) {
+        let steps = (base.training.epochs * train_images) as f64 / batch_size as f64;
+        for offset in 0..args.seeds {
+            for method in methods.iter().filter(|method| method.suits(batch_size)) {
                 let mut config = base.clone();
                 config.model.norm = method.norm();
                 config.model.statistics = method.statistics(steps);
-                config.training.learning_rate = *learning_rate;
-                config.training.batch_size = *batch_size;
-                config.training.seed = seed;
+                config.training.learning_rate = learning_rate;
+                config.training.batch_size = batch_size;
+                config.training.seed = base.training.seed.wrapping_add(offset as u64);
                 jobs.push((*method, config));
             }
         }
@@ -239,94 +300,33 @@ fn jobs(
     jobs
 }
 
-fn trained(
-    config: &RunConfig,
-    images: &TrainingData,
-    device: &Device,
-    interrupter: &Interrupter,
-) -> Result<Trained> {
-    let session = Session {
-        interrupter: interrupter.clone(),
-        ..Session::silent()
-    };
-    let trained = train(config, images, device, session)?;
-    if trained.interrupted {
-        let text = "interrupted: a comparison is written when all its runs are done";
-        return Err(Interrupted(text.to_string()).into());
-    }
-    Ok(trained)
-}
-
-fn measured(
-    args: &CompareArgs,
-    norm: Method,
-    config: &RunConfig,
-    trained: &Trained,
-    images: &TrainingData,
-    test: &Samples,
-    device: &Device,
-) -> Result<Run> {
-    let model = match norm {
-        Method::Recalibrated => recalibrated(trained.model.clone(), images, device, |_| ()),
-        _ => trained.model.clone(),
-    };
-    let test = evaluate(&model, test, &test.all(), device)?;
-    let rows = &trained.history.rows;
-    let validation_accuracy: Vec<f64> = rows.iter().filter_map(|row| row.valid_accuracy).collect();
-    let steps = images.train_len() as f64 / config.training.batch_size as f64;
-    let per_step = |row: &EpochRow| 1e6 * row.train_seconds / steps;
-    let reached = validation_accuracy
-        .iter()
-        .position(|share| *share >= args.target);
-    Ok(Run {
-        norm,
-        learning_rate: config.training.learning_rate,
-        batch_size: config.training.batch_size,
-        seed: config.training.seed,
-        epochs_to_target: reached.map(|at| at + 1),
-        validation_accuracy,
-        test_accuracy: test.scores.accuracy(),
-        test_loss: test.scores.loss(),
-        microseconds_per_step: median(rows.iter().map(per_step)),
-    })
-}
-
-fn groups(settings: &[(f64, usize)], methods: &[Method], runs: &[Run]) -> Vec<Group> {
-    let group = |(learning_rate, batch_size): (f64, usize), norm: Method| {
-        let of = || {
-            let setting = (learning_rate, batch_size);
-            let of = move |run: &&Run| {
-                (run.learning_rate, run.batch_size) == setting && run.norm == norm
-            };
-            runs.iter().filter(of)
-        };
+/// The runs by setup, in the order of the runs.
+fn groups(runs: &[Run]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for Run { setup, .. } in runs {
+        if groups.iter().any(|group| group.setup == *setup) {
+            continue;
+        }
+        let of = || runs.iter().filter(|run| run.setup == *setup);
         let accuracies: Vec<f64> = of().map(|run| run.test_accuracy).collect();
-        let reached: Vec<f64> = of()
-            .filter_map(|run| Some(run.epochs_to_target? as f64))
-            .collect();
-        let epochs = of().next().map_or(0, |run| run.validation_accuracy.len());
+        let reached = of().filter_map(|run| Some(run.epochs_to_target? as f64));
+        let reached: Vec<f64> = reached.collect();
+        let epochs = of().map(|run| run.validation_accuracy.len()).min();
         let at = |epoch: usize| {
-            of().map(|run| run.validation_accuracy[epoch])
-                .collect::<Vec<_>>()
+            let shares: Vec<f64> = of().map(|run| run.validation_accuracy[epoch]).collect();
+            mean(&shares)
         };
-        Group {
-            norm,
-            learning_rate,
-            batch_size,
+        groups.push(Group {
+            setup: *setup,
             reached: reached.len(),
             epochs_to_target: (!reached.is_empty()).then(|| mean(&reached)),
             test_accuracy: mean(&accuracies),
             test_accuracy_spread: spread(&accuracies),
-            validation_accuracy: (0..epochs).map(|epoch| mean(&at(epoch))).collect(),
+            validation_accuracy: (0..epochs.unwrap_or(0)).map(at).collect(),
             microseconds_per_step: median(of().map(|run| run.microseconds_per_step)),
-        }
-    };
-    let suited = |setting: &(f64, usize)| {
-        let (setting, size) = (*setting, setting.1);
-        let methods = methods.iter().filter(move |method| method.suits(size));
-        methods.map(move |method| group(setting, *method))
-    };
-    settings.iter().flat_map(suited).collect()
+        });
+    }
+    groups
 }
 
 #[cfg(test)]

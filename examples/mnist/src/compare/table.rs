@@ -1,9 +1,9 @@
 //! The comparison as text, and its statistics.
 
-use std::path::Path;
+use std::fmt::{Display, Formatter};
 
-use super::{Comparison, Group};
-use crate::report::{percent, plural, rate};
+use super::{Comparison, Setup};
+use crate::report::{percent, plural};
 
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
@@ -23,68 +23,57 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 /// A line for each group, and what is the same for all.
 pub fn table(comparison: &Comparison) -> String {
-    let Comparison {
-        train_images,
-        device,
-        groups,
-        settings,
-        ..
-    } = comparison;
-    let by_batch_size = comparison.by_batch_size();
-    let setting = |group: &Group| match by_batch_size {
-        true => group.batch_size.to_string(),
-        false => rate(group.learning_rate),
+    let (groups, seeds) = (&comparison.groups, comparison.seeds);
+    let setting: (&str, fn(&Setup) -> String) = match comparison.by_batch_size() {
+        true => ("batch size", |setup| setup.batch_size.to_string()),
+        false => ("learning rate", Setup::rate),
     };
-    let names = groups.iter().map(|group| group.norm.to_string().len());
-    let width = names.max().unwrap_or(0).max(5);
+    let names = groups.iter().map(|group| group.setup.norm.to_string());
+    let width = names.map(|name| name.len()).fold(5, usize::max);
     let mut text = format!(
-        "{}, {} of {train_images} images on {device}; epochs until {} of the validation images are right\n\n\
+        "{}, {} of {} images on {}; epochs until {} of the validation images are right\n\n\
          {:<13}  {:<width$}  epochs to target   test accuracy       time per step\n",
-        plural(comparison.seeds, "seed"),
+        plural(seeds, "seed"),
         plural(comparison.epochs, "epoch"),
+        comparison.train_images,
+        comparison.device,
         percent(comparison.target),
-        match by_batch_size {
-            true => "batch size",
-            false => "learning rate",
-        },
+        setting.0,
         "norm",
     );
     let mut previous = String::new();
     for group in groups {
-        let setting = setting(group);
+        let setting = setting.1(&group.setup);
         let shown = match previous == setting {
             true => "",
             false => &setting,
         };
         let reached = match group.epochs_to_target {
-            Some(epochs) if group.reached == comparison.seeds => format!("{epochs:.1}"),
-            Some(epochs) => format!("{epochs:.1} ({} of {})", group.reached, comparison.seeds),
+            Some(epochs) if group.reached == seeds => format!("{epochs:.1}"),
+            Some(epochs) => format!("{epochs:.1} ({} of {seeds})", group.reached),
             None => "never".to_string(),
         };
-        let spread = group
-            .test_accuracy_spread
-            .map(|spread| format!(" ± {:.2}", 100.0 * spread));
+        let spread = group.test_accuracy_spread;
+        let spread = spread.map(|spread| format!(" ± {:.2}", 100.0 * spread));
         let accuracy = percent(group.test_accuracy) + &spread.unwrap_or_default();
         text += &format!(
             "{shown:<13}  {:<width$}  {reached:<17}  {accuracy:<18}  {:.0} us\n",
-            group.norm, group.microseconds_per_step
+            group.setup.norm, group.microseconds_per_step
         );
         previous = setting;
     }
-    match settings {
+    match &comparison.settings {
         Some(settings) => text + "\n" + settings,
         None => text,
     }
 }
 
-/// The comparison for people.
-pub fn text(comparison: &Comparison, out: &Path) -> String {
-    format!(
-        "{}\nwritten to {}: {}\n",
-        table(comparison),
-        out.display(),
-        Comparison::files(comparison.by_batch_size()).join(", ")
-    )
+impl Display for Comparison {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let files = Self::files(self.by_batch_size()).join(", ");
+        let folder = self.folder.display();
+        writeln!(f, "{}\nwritten to {folder}: {files}", table(self))
+    }
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! that would be a large part. Here a batch is one gather of rows, so worker threads (and the
 //! question of their order) are not needed.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use rand::seq::SliceRandom;
 
 use super::Samples;
@@ -27,77 +27,49 @@ pub struct Batch {
     pub labels: Arc<[u8]>,
 }
 
-/// Serves a part of [`Samples`] in batches.
+/// Serves [`Samples`] in batches.
 #[derive(Clone)]
 pub struct BatchLoader {
     samples: Samples,
-    indices: Arc<[u32]>,
     batch_size: usize,
-    order: Order,
     device: Device,
-    clock: Option<EpochClock>,
-}
-
-#[derive(Clone)]
-enum Order {
-    Fixed,
-    /// A new order each epoch, a function of seed and epoch alone: that is what lets a resumed run
-    /// continue exactly.
-    Shuffled {
-        seed: u64,
-        next_epoch: Arc<AtomicU64>,
-    },
+    /// Seed, and the epoch that comes next.
+    shuffled: Option<(u64, Arc<AtomicU64>)>,
+    nanoseconds: Arc<AtomicU64>,
 }
 
 impl BatchLoader {
-    /// The samples at `indices`, always in that order.
-    pub fn fixed(samples: &Samples, indices: &[u32], batch_size: usize, device: &Device) -> Self {
+    /// The samples, always in their order.
+    pub fn new(samples: Samples, batch_size: usize, device: &Device) -> Self {
         Self {
-            samples: samples.clone(),
-            indices: indices.into(),
+            samples,
             batch_size,
-            order: Order::Fixed,
             device: device.clone(),
-            clock: None,
+            shuffled: None,
+            nanoseconds: Arc::default(),
         }
     }
 
-    /// The samples at `indices`, in a new order each epoch, the first being `epoch`.
-    pub fn shuffled(mut self, seed: u64, epoch: u64) -> Self {
-        let next_epoch = Arc::new(AtomicU64::new(epoch));
-        self.order = Order::Shuffled { seed, next_epoch };
+    /// The samples in a new order each epoch, the first being `epoch`. The order is a function of seed
+    /// and epoch alone: that is what lets a resumed run continue exactly.
+    pub fn shuffled(mut self, seed: u64, epoch: usize) -> Self {
+        self.shuffled = Some((seed, Arc::new(AtomicU64::new(epoch as u64))));
         self
     }
 
-    /// Writes the time of every complete epoch to `clock`.
-    pub fn timed(mut self, clock: &EpochClock) -> Self {
-        self.clock = Some(clock.clone());
-        self
-    }
-
-    fn batch(&self, order: &[u32]) -> Batch {
-        let width = self.samples.width();
-        let mut inputs = Vec::with_capacity(order.len() * width);
-        for at in order {
-            inputs.extend_from_slice(self.samples.features(*at as usize));
-        }
-        let labels: Arc<[u8]> = order
-            .iter()
-            .map(|at| self.samples.label(*at as usize))
-            .collect();
-        let targets: Vec<i32> = labels.iter().map(|label| i32::from(*label)).collect();
-        Batch {
-            inputs: Tensor::from_data(TensorData::new(inputs, [order.len(), width]), &self.device),
-            targets: Tensor::from_data(TensorData::new(targets, [order.len()]), &self.device),
-            labels,
-        }
+    /// Tells the time in seconds of the last complete epoch, from its first batch until the device has
+    /// finished the last step; 0 before the end of the first. Validation, checkpoints and everything else
+    /// between epochs are outside.
+    pub fn clock(&self) -> impl Fn() -> f64 + Send + Sync + use<> {
+        let nanoseconds = self.nanoseconds.clone();
+        move || nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
     }
 }
 
 impl DataLoader<Batch> for BatchLoader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Batch> + 'a> {
-        let mut order = self.indices.to_vec();
-        if let Order::Shuffled { seed, next_epoch } = &self.order {
+        let mut order = self.samples.indices().to_vec();
+        if let Some((seed, next_epoch)) = &self.shuffled {
             let epoch = next_epoch.fetch_add(1, Ordering::Relaxed);
             order.shuffle(&mut rng(*seed, Stream::Epoch(epoch)));
         }
@@ -106,12 +78,11 @@ impl DataLoader<Batch> for BatchLoader {
             order,
             done: 0,
             start: Instant::now(),
-            finished: false,
         })
     }
 
     fn num_items(&self) -> usize {
-        self.indices.len()
+        self.samples.count()
     }
 
     fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<Batch>> {
@@ -123,7 +94,7 @@ impl DataLoader<Batch> for BatchLoader {
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<Batch>> {
         Arc::new(Self {
-            indices: self.indices[start..end].into(),
+            samples: self.samples.part(&self.samples.indices()[start..end]),
             ..self.clone()
         })
     }
@@ -135,46 +106,35 @@ struct Batches<'a> {
     order: Vec<u32>,
     done: usize,
     start: Instant,
-    finished: bool,
-}
-
-impl Batches<'_> {
-    /// A last batch of one image has no variance to normalise with, so that image joins the batch
-    /// before it. No image is dropped.
-    fn next_size(&self) -> usize {
-        let left = self.order.len() - self.done;
-        let size = self.loader.batch_size;
-        if left == size + 1 {
-            left
-        } else {
-            left.min(size)
-        }
-    }
-
-    fn finish(&mut self) {
-        if let (false, Some(clock)) = (self.finished, &self.loader.clock) {
-            // A GPU may still compute what was only queued: its time belongs to the epoch.
-            // A failure shows again at the next read, which reports it.
-            let _ = self.loader.device.sync();
-            clock.push(EpochTime {
-                images: self.done,
-                time: self.start.elapsed(),
-            });
-        }
-        self.finished = true;
-    }
 }
 
 impl Iterator for Batches<'_> {
     type Item = Result<Batch, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let size = self.next_size();
-        if size == 0 {
-            self.finish();
+        let BatchLoader {
+            samples,
+            batch_size,
+            device,
+            nanoseconds,
+            ..
+        } = self.loader;
+        let left = self.order.len() - self.done;
+        if left == 0 {
+            // A GPU may still compute what was only queued: its time belongs to the epoch.
+            // A failure shows again at the next read, which reports it.
+            let _ = device.sync();
+            let time = self.start.elapsed().as_nanos() as u64;
+            nanoseconds.store(time, Ordering::Relaxed);
             return None;
         }
-        let batch = self.loader.batch(&self.order[self.done..self.done + size]);
+        // A last batch of one image has no variance to normalise with, so that image joins the batch
+        // before it. No image is dropped.
+        let size = match left == batch_size + 1 {
+            true => left,
+            false => left.min(*batch_size),
+        };
+        let batch = samples.batch(&self.order[self.done..self.done + size], device);
         self.done += size;
         Some(Ok(batch))
     }
@@ -183,44 +143,6 @@ impl Iterator for Batches<'_> {
 impl DataLoaderIterator<Batch> for Batches<'_> {
     fn progress(&self) -> Progress {
         Progress::new(self.done, self.order.len(), Some("images".to_string()))
-    }
-}
-
-/// Time of one training epoch, from the first batch until the device has finished the last step.
-/// Validation, checkpoints and everything else between epochs are outside.
-#[derive(Clone, Copy, Debug)]
-pub struct EpochTime {
-    /// Images trained on.
-    pub images: usize,
-    /// Wall-clock time.
-    pub time: Duration,
-}
-
-impl EpochTime {
-    /// Images per second.
-    pub fn rate(&self) -> f64 {
-        self.images as f64 / self.time.as_secs_f64()
-    }
-}
-
-/// Collects the times of the epochs of a run.
-#[derive(Clone, Debug, Default)]
-pub struct EpochClock(Arc<Mutex<Vec<EpochTime>>>);
-
-impl EpochClock {
-    fn push(&self, time: EpochTime) {
-        self.0
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .push(time);
-    }
-
-    /// The complete epochs so far.
-    pub fn times(&self) -> Vec<EpochTime> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .clone()
     }
 }
 
@@ -242,7 +164,7 @@ mod tests {
                 deviation: 1.0,
             },
         );
-        BatchLoader::fixed(&samples, &samples.all(), batch_size, &Device::flex())
+        samples.batches(batch_size, &Device::flex())
     }
 
     fn labels(loader: &BatchLoader) -> Vec<Vec<u8>> {
@@ -301,12 +223,11 @@ mod tests {
 
     #[test]
     fn only_complete_epochs_are_timed() {
-        let clock = EpochClock::default();
-        let loader = loader(10, 4).timed(&clock);
+        let loader = loader(10, 4);
+        let clock = loader.clock();
         drop(loader.iter().next());
-        assert!(clock.times().is_empty());
+        assert_eq!(clock(), 0.0);
         loader.iter().for_each(drop);
-        let images: Vec<usize> = clock.times().iter().map(|time| time.images).collect();
-        assert_eq!(images, [10]);
+        assert!(clock() > 0.0);
     }
 }

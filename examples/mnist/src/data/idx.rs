@@ -6,8 +6,8 @@
 //! ```
 //! All numbers are big endian. Offsets in errors count from the start of the unpacked file.
 
-use std::fs::File;
-use std::io::{BufReader, Cursor, ErrorKind, Read};
+use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -21,22 +21,30 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Reads an image file and its label file; both are checked whole before anything is returned.
 pub fn read_pair(images: &Path, labels: &Path) -> Result<Images> {
-    let open = |path: &Path| {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        anyhow::Ok(BufReader::new(file))
-    };
-    parse_pair(images, open(images)?, labels, open(labels)?)
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    parse_pair(images, read(images)?, labels, read(labels)?)
 }
 
 /// Like [`read_pair`], from memory; the names only serve error messages.
 pub fn parse_pair(
     images_path: &Path,
-    images: impl Read,
+    images: Vec<u8>,
     labels_path: &Path,
-    labels: impl Read,
+    labels: Vec<u8>,
 ) -> Result<Images> {
-    let pixels = parse_images(images_path, images)?;
-    let labels = parse_labels(labels_path, labels)?;
+    let pixels = items(images_path, images, IMAGES_MAGIC, &[SIDE, SIDE])?;
+    let labels = items(labels_path, labels, LABELS_MAGIC, &[])?;
+    let mut classes = labels.iter();
+    if let Some(at) = classes.position(|label| usize::from(*label) >= CLASSES) {
+        bail!(
+            "{}: label {} at byte {} is out of range, expected 0 to {}",
+            labels_path.display(),
+            labels[at],
+            8 + at,
+            CLASSES - 1
+        );
+    }
     let (images, names) = (pixels.len() / (SIDE * SIDE), labels.len());
     ensure!(
         images == names,
@@ -47,134 +55,62 @@ pub fn parse_pair(
     Ok(Images { pixels, labels })
 }
 
-fn parse_images(path: &Path, input: impl Read) -> Result<Vec<u8>> {
-    let mut file = Unpacked::new(path, input)?;
-    file.magic(IMAGES_MAGIC)?;
-    let count = file.u32()? as usize;
-    let (rows, columns) = (file.u32()?, file.u32()?);
+/// The bytes of all items of a file, and nothing else in it. `shape` is that of an item.
+fn items(path: &Path, file: Vec<u8>, magic: u32, shape: &[usize]) -> Result<Vec<u8>> {
+    let path = path.display();
+    let (mut bytes, failure) = unpacked(file);
+    let end = bytes.len();
+    let damaged = |error| anyhow!("{path}: cannot read on after byte {end}: {error}");
+    // A gzip file that ends early is told like a plain one, by what is missing.
+    let cut = match failure {
+        Some(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(damaged(error)),
+        cut => cut,
+    };
+    let truncated = |expected: usize| {
+        format!("{path} is truncated: it ends at byte {end}, expected at least {expected} bytes")
+    };
+    let word = |at: usize| {
+        let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        let word = word.with_context(|| truncated(at + 4))?;
+        anyhow::Ok(u32::from_be_bytes(*word))
+    };
+    let found = word(0)?;
     ensure!(
-        (rows as usize, columns as usize) == (SIDE, SIDE),
-        "{}: wrong image size at byte 8: expected {SIDE}x{SIDE}, found {rows}x{columns}",
-        path.display()
+        found == magic,
+        "{path}: wrong magic number at byte 0: expected {magic:#010x}, found {found:#010x}"
     );
-    file.items(count, SIDE * SIDE)
+    let count = word(4)? as usize;
+    for (axis, expected) in shape.iter().enumerate() {
+        let at = 8 + 4 * axis;
+        let found = word(at)?;
+        ensure!(
+            found as usize == *expected,
+            "{path}: wrong image size at byte {at}: expected {expected}, found {found}"
+        );
+    }
+    ensure!(count > 0, "{path}: the header announces no items at byte 4");
+    let header = 8 + 4 * shape.len();
+    let expected = header + count * shape.iter().product::<usize>();
+    ensure!(end >= expected, truncated(expected));
+    ensure!(
+        end == expected,
+        "{path}: byte {expected} follows the last of the {count} items that the header announces"
+    );
+    match cut {
+        Some(error) => Err(damaged(error)),
+        None => Ok(bytes.split_off(header)),
+    }
 }
 
-fn parse_labels(path: &Path, input: impl Read) -> Result<Vec<u8>> {
-    let mut file = Unpacked::new(path, input)?;
-    file.magic(LABELS_MAGIC)?;
-    let count = file.u32()? as usize;
-    let start = file.offset as usize;
-    let labels = file.items(count, 1)?;
-    if let Some(at) = labels
-        .iter()
-        .position(|label| usize::from(*label) >= CLASSES)
-    {
-        bail!(
-            "{}: label {} at byte {} is out of range, expected 0 to {}",
-            path.display(),
-            labels[at],
-            start + at,
-            CLASSES - 1
-        );
+/// The content, and why there is no more of it. Gzip is told by its first bytes and not by the name,
+/// since renamed files are common; it may have several members, as bgzip and pigz write them.
+fn unpacked(file: Vec<u8>) -> (Vec<u8>, Option<std::io::Error>) {
+    if !file.starts_with(&GZIP_MAGIC) {
+        return (file, None);
     }
-    Ok(labels)
-}
-
-/// The bytes of a file after unpacking, with the position for error messages.
-struct Unpacked<'a> {
-    path: std::path::Display<'a>,
-    input: Box<dyn Read + 'a>,
-    offset: u64,
-}
-
-impl<'a> Unpacked<'a> {
-    /// Tells gzip by its first two bytes, not by the name: renamed files are common.
-    fn new(path: &'a Path, mut input: impl Read + 'a) -> Result<Self> {
-        let path = path.display();
-        let mut head = Vec::with_capacity(GZIP_MAGIC.len());
-        let read = (&mut input)
-            .take(GZIP_MAGIC.len() as u64)
-            .read_to_end(&mut head);
-        read.with_context(|| format!("{path}: cannot read"))?;
-        let packed = head == GZIP_MAGIC;
-        let whole = Cursor::new(head).chain(input);
-        let input: Box<dyn Read + 'a> = if packed {
-            // Of several members, as `cat a.gz b.gz`, bgzip and pigz write them.
-            Box::new(BufReader::new(MultiGzDecoder::new(whole)))
-        } else {
-            Box::new(whole)
-        };
-        Ok(Self {
-            path,
-            input,
-            offset: 0,
-        })
-    }
-
-    /// Reads at most `length` bytes, fewer at the end of the file. A length from a damaged header
-    /// may be absurd: memory is taken as bytes come in.
-    fn up_to(&mut self, length: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let result = (&mut self.input).take(length).read_to_end(&mut bytes);
-        self.offset += bytes.len() as u64;
-        match result {
-            // A gzip file that ends early.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(bytes),
-            Err(error) => Err(anyhow!(
-                "{}: cannot read on after byte {}: {error}",
-                self.path,
-                self.offset
-            )),
-            Ok(_) => Ok(bytes),
-        }
-    }
-
-    fn bytes(&mut self, length: u64) -> Result<Vec<u8>> {
-        let expected = self.offset + length;
-        let bytes = self.up_to(length)?;
-        ensure!(
-            bytes.len() as u64 == length,
-            "{} is truncated: it ends at byte {}, expected at least {expected} bytes",
-            self.path,
-            self.offset
-        );
-        Ok(bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        let bytes = self.bytes(4)?;
-        Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    }
-
-    fn magic(&mut self, expected: u32) -> Result<()> {
-        let found = self.u32()?;
-        ensure!(
-            found == expected,
-            "{}: wrong magic number at byte 0: expected {expected:#010x}, found {found:#010x}",
-            self.path
-        );
-        Ok(())
-    }
-
-    /// The `count` items that end the file, and nothing after them.
-    fn items(&mut self, count: usize, size: usize) -> Result<Vec<u8>> {
-        ensure!(
-            count > 0,
-            "{}: the header announces no items at byte 4",
-            self.path
-        );
-        let items = self.bytes(count as u64 * size as u64)?;
-        let (path, end) = (&self.path, self.offset);
-        let mut more = Vec::new();
-        let result = (&mut self.input).take(1).read_to_end(&mut more);
-        result.with_context(|| format!("{path}: cannot read on after byte {end}"))?;
-        ensure!(
-            more.is_empty(),
-            "{path}: byte {end} follows the last of the {count} items that the header announces"
-        );
-        Ok(items)
-    }
+    let mut bytes = Vec::new();
+    let read = MultiGzDecoder::new(&file[..]).read_to_end(&mut bytes);
+    (bytes, read.err())
 }
 
 /// The file of a data set folder under any of its usual names, plain or gzip.
@@ -218,9 +154,9 @@ mod tests {
     fn parse(images: &[u8], labels: &[u8]) -> Result<Images> {
         parse_pair(
             Path::new("the-images"),
-            images,
+            images.to_vec(),
             Path::new("the-labels"),
-            labels,
+            labels.to_vec(),
         )
     }
 
@@ -266,7 +202,6 @@ mod tests {
                 "the-images|truncated|ends at byte",
             ),
             (&image, &damaged, "the-labels|byte"),
-            // Of an absurd count nothing is allocated.
             (
                 &images(u32::MAX, 100),
                 &label,
@@ -282,7 +217,11 @@ mod tests {
                 b"not an IDX file",
                 "the-labels|byte 0|0x00000801|0x6e6f7420",
             ),
-            (&other_size, &label, "the-images|byte 8|28x28|32x28"),
+            (
+                &other_size,
+                &label,
+                "the-images|byte 8|expected 28|found 32",
+            ),
             (
                 &two,
                 &labels(&[0, 1, 2]),

@@ -5,20 +5,22 @@ mod idx;
 mod samples;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use batches::EpochTime;
-pub(crate) use batches::{Batch, BatchLoader, EpochClock};
-pub(crate) use samples::fit_square;
-pub use samples::{Samples, Scale, split};
+pub use batches::{Batch, BatchLoader};
+pub use samples::{Samples, Scale};
 
 /// Images are squares of this many pixels a side, as in all relatives of MNIST.
 pub const SIDE: usize = 28;
 
 /// Number of classes: the article's last layer has ten outputs.
 pub const CLASSES: usize = 10;
+
+/// Names of the data sets that are no folders.
+pub const EMBEDDED: &str = "embedded";
+const MNIST: &str = "mnist";
 
 /// The classes of Fashion-MNIST, in the order of their labels.
 const FASHION: &str = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot";
@@ -44,6 +46,8 @@ pub struct Images {
 /// A data set: training and test images and what their labels mean.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// The name under which a later command finds it again, whatever its current folder.
+    pub name: String,
     /// Images to train and validate with.
     pub train: Images,
     /// Images for the final test, never seen in training.
@@ -52,64 +56,43 @@ pub struct Dataset {
     pub class_names: Vec<String>,
 }
 
-/// Where a data set comes from: the value of `--data`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The subset of Fashion-MNIST inside the program.
-    Embedded,
-    /// MNIST, downloaded once by Burn's data set crate.
-    Mnist,
-    /// A folder with the four IDX files.
-    Folder(PathBuf),
-}
-
-impl From<&str> for Source {
-    fn from(text: &str) -> Self {
-        match text {
-            "embedded" => Self::Embedded,
-            "mnist" => Self::Mnist,
-            folder => Self::Folder(PathBuf::from(folder)),
+impl Dataset {
+    /// Reads the whole data set, or nothing. `source` is the value of `--data`: `embedded` for the subset
+    /// of Fashion-MNIST inside the program, `mnist` for MNIST, downloaded once by Burn's data set crate,
+    /// or a folder with the four IDX files.
+    pub fn load(source: &str) -> Result<Self> {
+        match source {
+            EMBEDDED => embedded(),
+            MNIST => download(),
+            folder => load_folder(folder),
         }
     }
 }
 
-impl Source {
-    /// Reads the whole data set, or nothing.
-    pub fn load(&self) -> Result<Dataset> {
-        match self {
-            Self::Embedded => embedded(),
-            Self::Mnist => download(),
-            Self::Folder(folder) => load_folder(folder),
-        }
+/// The [name](Dataset::name) of a data set.
+pub fn name(source: &str) -> Result<String> {
+    if [EMBEDDED, MNIST].contains(&source) {
+        return Ok(source.to_string());
     }
-
-    /// The name under which a later command finds the same source, whatever its current folder.
-    pub fn name(&self) -> Result<String> {
-        let folder = match self {
-            Self::Embedded => return Ok("embedded".to_string()),
-            Self::Mnist => return Ok("mnist".to_string()),
-            Self::Folder(folder) => folder.canonicalize().map_err(|_| no_folder(folder))?,
-        };
-        // config.json is text.
-        let name = folder.to_str().map(String::from);
-        name.with_context(|| format!("the path of --data is not UTF-8: {}", folder.display()))
-    }
-}
-
-fn no_folder(folder: &Path) -> anyhow::Error {
-    anyhow!(
-        "{} is not a folder. --data takes a folder with the four IDX files, `mnist` (downloaded) \
-         or `embedded` (the default)",
-        folder.display()
-    )
+    let folder = Path::new(source).canonicalize().ok();
+    let folder = folder.filter(|folder| folder.is_dir()).with_context(|| {
+        format!(
+            "{source} is not a folder. --data takes a folder with the four IDX files, `mnist` \
+             (downloaded) or `embedded` (the default)"
+        )
+    })?;
+    // config.json is text.
+    let name = folder.to_str().map(String::from);
+    name.with_context(|| format!("the path of --data is not UTF-8: {}", folder.display()))
 }
 
 fn names(text: &str) -> Vec<String> {
     text.split(',').map(String::from).collect()
 }
 
-fn load_folder(folder: &Path) -> Result<Dataset> {
-    ensure!(folder.is_dir(), no_folder(folder));
+fn load_folder(source: &str) -> Result<Dataset> {
+    let name = name(source)?;
+    let folder = Path::new(source);
     // All are looked for first: reading the big one only to miss a small one wastes time.
     let paths = [
         idx::find(folder, "train", "images-idx3-ubyte")?,
@@ -122,6 +105,7 @@ fn load_folder(folder: &Path) -> Result<Dataset> {
     let test = idx::read_pair(&paths[2], &paths[3])?;
     let class_names = named.unwrap_or_else(|| names(known_names(&test.labels)));
     Ok(Dataset {
+        name,
         train,
         test,
         class_names,
@@ -163,13 +147,14 @@ fn embedded() -> Result<Dataset> {
         ($images:literal, $labels:literal) => {
             idx::parse_pair(
                 Path::new(concat!("embedded ", $images)),
-                include_bytes!(concat!("../../data/fashion-mnist-subset/", $images)).as_slice(),
+                include_bytes!(concat!("../../data/fashion-mnist-subset/", $images)).to_vec(),
                 Path::new(concat!("embedded ", $labels)),
-                include_bytes!(concat!("../../data/fashion-mnist-subset/", $labels)).as_slice(),
+                include_bytes!(concat!("../../data/fashion-mnist-subset/", $labels)).to_vec(),
             )
         };
     }
     Ok(Dataset {
+        name: EMBEDDED.to_string(),
         train: pair!("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")?,
         test: pair!("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")?,
         class_names: names(FASHION),
@@ -210,6 +195,7 @@ fn download() -> Result<Dataset> {
         })
     };
     Ok(Dataset {
+        name: MNIST.to_string(),
         train: read(MnistDataset::train)?,
         test: read(MnistDataset::test)?,
         class_names: names(DIGITS),

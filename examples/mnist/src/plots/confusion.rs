@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::{BLUE, INK, ORANGE, centred, font, picture, placed};
 use crate::data::CLASSES;
-use crate::eval::Evaluation;
+use crate::metrics::Scores;
 
 const CELL: i32 = 144;
 const LEFT: i32 = 380;
@@ -17,14 +17,14 @@ const TOP: i32 = 380;
 const SIZE: i32 = CLASSES as i32 * CELL;
 
 /// Draws `confusion-matrix.png`: a row for each class, a column for each prediction.
-pub fn confusion_matrix(path: &Path, evaluation: &Evaluation, names: &[String]) -> Result<()> {
+pub fn confusion_matrix(path: &Path, scores: &Scores, names: &[String]) -> Result<()> {
     let (width, height) = (LEFT + SIZE + 60, TOP + SIZE + 60);
     picture(path, (width as u32, height as u32), |area| {
         let title = format!(
             "Test: {} of {} right ({:.2}%)",
-            evaluation.scores.correct,
-            evaluation.scores.count,
-            100.0 * evaluation.scores.accuracy()
+            scores.correct(),
+            scores.count(),
+            100.0 * scores.accuracy()
         );
         area.draw(&Text::new(title, (width / 2, 52), centred(52)))?;
         let right = placed(40, HPos::Right, VPos::Center);
@@ -50,7 +50,7 @@ pub fn confusion_matrix(path: &Path, evaluation: &Evaluation, names: &[String]) 
                 up.clone(),
             ))?;
         }
-        for (class, row) in evaluation.confusion.iter().enumerate() {
+        for (class, row) in scores.confusion.iter().enumerate() {
             let total: usize = row.iter().sum();
             for (predicted, count) in row.iter().enumerate() {
                 let share = *count as f64 / total.max(1) as f64;
@@ -83,7 +83,6 @@ fn shade(share: f64, right: bool) -> RGBColor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Scores;
 
     #[test]
     fn draws_all_cells() {
@@ -92,12 +91,11 @@ mod tests {
         let mut confusion = [[0; CLASSES]; CLASSES];
         (0..CLASSES).for_each(|class| confusion[class][class] = 10);
         let scores = Scores {
-            count: 100,
-            correct: 100,
             loss_sum: 1.0,
+            confusion,
         };
         let names: Vec<String> = (0..CLASSES).map(|class| class.to_string()).collect();
-        confusion_matrix(&path, &Evaluation { scores, confusion }, &names).expect("drawn");
+        confusion_matrix(&path, &scores, &names).expect("drawn");
         let image = image::open(&path).expect("a PNG file").to_rgb8();
         for class in 0..CLASSES as i32 {
             let at = |start: i32| ((start + class * CELL) / 2 + 6) as u32;

@@ -6,65 +6,51 @@ use std::path::Path;
 use anyhow::Result;
 use burn_batchnorm::LayerHealth;
 
-use super::{BLUE, GREEN, INK, ORANGE, PURPLE, Point, curves, legend, numbers, picture, range};
+use super::{BLUE, GREEN, INK, ORANGE, PANEL, PURPLE, Panel, Point, numbers, panels};
 use crate::health::Channels;
-
-/// Values in order of size; those that are no numbers, such as the logarithm of 0, leave a gap.
-fn sorted(values: &[f32], of: fn(f64) -> f64) -> Vec<Point> {
-    let mut values: Vec<f64> = values.iter().map(|value| of(f64::from(*value))).collect();
-    values.sort_by(f64::total_cmp);
-    let points = (1..).zip(values).filter(|(_, value)| value.is_finite());
-    points
-        .map(|(at, value)| (f64::from(at), value, 0.0))
-        .collect()
-}
 
 /// Draws `health.png`.
 pub fn health(path: &Path, layer: &LayerHealth, channels: &Channels) -> Result<()> {
-    let panels = [
-        (
-            format!("Drift, {} channels of {}", layer.channels, layer.path),
-            vec![
-                (GREEN, sorted(&channels.mean_drift, f64::abs)),
-                (PURPLE, sorted(&channels.variance_drift, f64::abs)),
-            ],
-        ),
-        (
-            format!("log10 variance, {} vanishing", layer.vanishing.len()),
-            vec![
-                (BLUE, sorted(&channels.running_var, f64::log10)),
-                (ORANGE, sorted(&channels.test_var, f64::log10)),
-            ],
-        ),
-        (
-            format!("|gamma|, {} dead", layer.dead.len()),
-            vec![(INK, sorted(&channels.gamma, f64::abs))],
-        ),
+    let panel = |title, series| {
+        let labels = numbers(channels.gamma.len());
+        Panel::new(title, "channels in order", labels, series)
+    };
+    let drift = panel(
+        format!("Drift, {} channels of {}", layer.channels, layer.path),
+        vec![
+            (GREEN, sorted(&channels.mean_drift, f64::abs)),
+            (PURPLE, sorted(&channels.variance_drift, f64::abs)),
+        ],
+    );
+    let variance = panel(
+        format!("log10 variance, {} vanishing", layer.vanishing.len()),
+        vec![
+            (BLUE, sorted(&channels.running_var, f64::log10)),
+            (ORANGE, sorted(&channels.test_var, f64::log10)),
+        ],
+    );
+    let gamma = panel(
+        format!("|gamma|, {} dead", layer.dead.len()),
+        vec![(INK, sorted(&channels.gamma, f64::abs))],
+    );
+    let names = [
+        (GREEN, "|mean|, in deviations"),
+        (PURPLE, "|ln variance|"),
+        (BLUE, "running variance"),
+        (ORANGE, "variance of the test images"),
+        (INK, "gamma"),
     ];
-    picture(path, (3840, 1200), |area| {
-        let entries = [
-            (GREEN, "|mean|, in deviations"),
-            (PURPLE, "|ln variance|"),
-            (BLUE, "running variance"),
-            (ORANGE, "variance of the test images"),
-            (INK, "gamma"),
-        ];
-        legend(area, 50, &entries)?;
-        let area = area.split_vertically(80).1;
-        for (panel, (title, series)) in area.split_evenly((1, 3)).iter().zip(&panels) {
-            let values = series.iter().flat_map(|(_, points)| points);
-            let range = range(values.map(|point| point.1));
-            let channels = numbers(channels.gamma.len());
-            curves(
-                panel,
-                title,
-                ("channels in order", &channels),
-                range,
-                series,
-            )?;
-        }
-        Ok(())
-    })
+    panels(path, PANEL, &names, &[drift, variance, gamma])
+}
+
+/// Values in order of size. Those that are no numbers, such as the logarithm of 0, have a place too.
+fn sorted(values: &[f32], of: fn(f64) -> f64) -> Vec<Point> {
+    let mut values: Vec<f64> = values.iter().map(|value| of(f64::from(*value))).collect();
+    values.sort_by(f64::total_cmp);
+    let points = (1..).zip(values);
+    points
+        .map(|(at, value)| (f64::from(at), value, 0.0))
+        .collect()
 }
 
 #[cfg(test)]
@@ -74,7 +60,8 @@ mod tests {
     #[test]
     fn channels_without_a_number_keep_their_place() {
         let points = sorted(&[10.0, 0.0, 1.0], f64::log10);
-        assert_eq!(points, [(2.0, 0.0, 0.0), (3.0, 1.0, 0.0)]);
+        let panel = Panel::new(String::new(), "", numbers(3), vec![(INK, points)]);
+        assert_eq!(panel.series[0].1, [(2.0, 0.0, 0.0), (3.0, 1.0, 0.0)]);
     }
 
     #[test]

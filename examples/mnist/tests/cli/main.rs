@@ -16,7 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use mnist::data::{Dataset, Images, Source};
+use mnist::data::{Dataset, EMBEDDED, Images};
 use serde_json::Value;
 
 /// All files of a finished run.
@@ -143,22 +143,33 @@ fn epochs(run: impl AsRef<Path>) -> Vec<String> {
     csv.lines().skip(1).map(row).collect()
 }
 
-/// Waits until `path` is there.
+/// Whether the run has a checkpoint of this epoch or of a later one: older ones are removed again.
+fn has_epoch(run: impl AsRef<Path>, epoch: usize) -> bool {
+    let files = fs::read_dir(run.as_ref().join("checkpoint"));
+    let names = files.into_iter().flatten().flatten();
+    let mut epochs = names.filter_map(|file| {
+        let name = file.file_name().into_string().ok()?;
+        let epoch = name.strip_prefix("scheduler-")?.strip_suffix(".bpk")?;
+        epoch.parse::<usize>().ok()
+    });
+    epochs.any(|saved| saved >= epoch)
+}
+
+/// Waits until it has.
 #[track_caller]
-fn wait_for(path: impl AsRef<Path>) {
+fn wait_for_epoch(run: impl AsRef<Path>, epoch: usize) {
     let start = Instant::now();
-    while !path.as_ref().exists() {
+    while !has_epoch(&run, epoch) {
         assert!(
             start.elapsed() < Duration::from_secs(60),
-            "{} never came",
-            path.as_ref().display()
+            "epoch {epoch} never came"
         );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 fn embedded() -> Dataset {
-    Source::Embedded.load().expect("embedded images")
+    Dataset::load(EMBEDDED).expect("embedded images")
 }
 
 fn write_idx(folder: &Path, split: &str, images: &Images, count: usize) {

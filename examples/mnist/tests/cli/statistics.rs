@@ -1,10 +1,10 @@
 //! `compare --batch-sizes`, `recalibrate` and `health`: what becomes of the running statistics.
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData, activation::relu};
+use burn::tensor::{Device, Tensor, activation::relu};
 use mnist::cli::ModelArgs;
-use mnist::data::{Samples, split};
 use mnist::eval::SavedRun;
+use mnist::training::TrainingData;
 
 use crate::*;
 
@@ -18,7 +18,6 @@ fn open(folder: PathBuf) -> SavedRun {
     let args = ModelArgs {
         model: folder,
         device: None,
-        json: false,
     };
     SavedRun::open(&args).expect("a finished run")
 }
@@ -147,20 +146,11 @@ fn batch_sizes_that_make_no_sense_are_refused() {
 /// The mean and variance of every hidden unit over the images that the run was trained with, in f64.
 fn statistics(run: &SavedRun) -> [Vec<f64>; 2] {
     let (config, images) = (&run.config, embedded().train);
-    let samples = Samples::new(&images, config.model.input, config.scale);
-    let training = &config.training;
-    let (train, _) = split(images.labels.len(), training.validation, training.seed);
-    let inputs: Vec<f32> = (train.iter())
-        .flat_map(|at| samples.features(*at as usize).to_vec())
-        .collect();
-    let inputs = TensorData::new(inputs, [train.len(), samples.width()]);
-    let hidden = relu(
-        run.model
-            .dense
-            .forward(Tensor::<2>::from_data(inputs, &Device::flex())),
-    );
+    let train = TrainingData::new(config, &images).expect("enough").train;
+    let inputs = train.batch(train.indices(), &Device::flex()).inputs;
+    let hidden = relu(run.model.dense.forward(inputs));
     let hidden: Vec<f64> = hidden.into_data().iter::<f64>().collect();
-    let (width, count) = (config.model.hidden, train.len() as f64);
+    let (width, count) = (config.model.hidden, train.count() as f64);
     let unit = |at: usize| hidden.iter().skip(at).step_by(width);
     let mean: Vec<f64> = (0..width).map(|at| unit(at).sum::<f64>() / count).collect();
     let variance =

@@ -126,9 +126,8 @@ fn dashboard(folder: &Base) -> Terminal {
         "--device flex --epochs 100000 --out run --progress dashboard",
     );
     terminal.wait_for(ENTERS);
-    let file = folder.at("run/checkpoint/scheduler-2.bpk");
     let start = Instant::now();
-    while !file.exists() {
+    while !has_epoch(folder.at("run"), 2) {
         assert!(start.elapsed() < Duration::from_secs(60), "no epoch");
         terminal.read();
     }

@@ -273,11 +273,7 @@ impl Layer {
                 _ => (seen.mean, seen.variance),
             };
             let absent = weight(index) <= 0.0;
-            let centre = match by {
-                Statistics::Running => self.mean[c],
-                _ => seen.mean,
-            };
-            let x_sane = if absent && !x.is_finite() { centre } else { x };
+            let x_sane = if absent && !x.is_finite() { mean } else { x };
             let (r, d) = corrections[c];
             let x_hat = (x_sane - mean) / (variance + epsilon).sqrt() * r + d;
             let z = self.gamma[c] * x_hat

@@ -6,9 +6,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use batchnorm_tests::devices;
+use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, Mask};
+use burn_batchnorm::{Activation, BatchNorm, BatchNormConfig, Mask, With};
 use cubecl::logging::{LaunchObservation, LaunchObserver};
 
 /// The kernels that were launched, in order.
@@ -139,5 +140,23 @@ fn a_batch_norm_between_convolutions_launches_its_kernels_and_no_copy() {
             let got = [0, 1].map(|pass| added(&with[pass], &without[pass]));
             assert_eq!(got, expected, "{order}");
         }
+    }
+
+    // Inference is one launch, with a mask too.
+    let norm = network.norm.valid();
+    let [x, weights] = [[4, 16, 12, 12], [4, 1, 12, 12]].map(|shape| random(shape).inner());
+    let mask = Mask::from_weights(weights);
+    for mask in [None, Some(mask)] {
+        let with = || With {
+            residual: None,
+            mask: mask.clone(),
+        };
+        for _ in 0..2 {
+            norm.forward_with(x.clone(), with());
+        }
+        launched.take(&x.device());
+        let _output = norm.forward_with(x.clone(), with());
+        let normalize = "batchnorm_cube::kernels::forward::normalize::Normalize";
+        assert_eq!(launched.take(&x.device()), [normalize]);
     }
 }

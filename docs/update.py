@@ -98,6 +98,26 @@ def table():
     return "\n".join([*rows, "", f"{source(*TABLE)}."])
 
 
+BEST = {"alone, flex": "best-flex.json", "ReLU, flex": "best-flex-relu.json", "addition and ReLU, flex": "best-flex-add-relu.json",
+        "alone, ndarray": "best-ndarray.json"}
+
+
+def best():
+    """How many times as long as ours the faster of eager and compiled PyTorch takes, and where that is the compiled one."""
+    rows = [f"| shape | {' | '.join(BEST)} |", "|---" * (len(BEST) + 1) + "|"]
+    def compiled(file, shape, key="forward_backward"):
+        report = next(r for r in DATA[file] if tuple(r["shape"]) == shape and r["pass"] == key)
+        return "c" if report["torch_compiled_ms"] < report["torch_eager_ms"] else ""
+    for shape in times(BEST["alone, flex"]):
+        cells = [f"{ratios(file)[shape]:.2f}{compiled(file, shape)}" for file in BEST.values()]
+        rows.append(f"| {name(shape)} | {' | '.join(cells)} |")
+    for key, words in PASSES.items():
+        cells = [f"**{mean(values):.2f}**, least {min(values):.2f}" for values in
+                 (list(ratios(file, key).values()) for file in BEST.values())]
+        rows.append(f"| geometric mean, {words} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"c: the compiled one was faster. {source(*BEST.values())}."])
+
+
 def rewrite():
     """How many times as fast the rewritten kernels are as the old ones, geometric means."""
     data = DATA["rewrite-against-ec3ad6c.json"]["results"]
@@ -164,7 +184,7 @@ def article_picture():
     ])
 
 
-BLOCKS = {"speed": speed_in_words, "table": table, "rewrite": rewrite, "quickstart": quickstart, "compare": compared,
+BLOCKS = {"speed": speed_in_words, "table": table, "best": best, "rewrite": rewrite, "quickstart": quickstart, "compare": compared,
           "batch-sizes": small_batches}
 PAGES = ["README.md", "docs/benchmarks.md", "examples/mnist/README.md"]
 PICTURES = {"docs/pictures/speed.svg": speed_picture, "docs/pictures/article.svg": article_picture}

@@ -40,18 +40,6 @@ const RUNTIMES: [(&str, bool, &str); 4] = [
     ),
 ];
 
-/// Kinds of devices, the best of a runtime first. A device tells its kind in its debug text alone.
-const KINDS: [(&str, &str); 8] = [
-    ("Flex", "CPU"),
-    ("NdArray", "CPU"),
-    ("Cuda", "NVIDIA card"),
-    ("DiscreteGpu", "discrete GPU"),
-    ("IntegratedGpu", "integrated GPU"),
-    ("VirtualGpu", "virtual GPU"),
-    ("Other", "other GPU"),
-    ("Cpu", "software on the CPU"),
-];
-
 /// A device that exists, with its names.
 #[derive(Clone, Debug, Serialize)]
 pub struct NamedDevice {
@@ -166,16 +154,12 @@ fn devices(runtime: &str) -> Vec<NamedDevice> {
         "cuda" => enumerate(DeviceType::Cuda),
         _ => Vec::new(),
     };
-    let kind = |device: &Device| {
-        let text = format!("{device:?}");
-        KINDS.iter().position(|(kind, _)| text.contains(kind))
-    };
-    found.sort_by_key(kind);
+    found.sort_by_key(|device| kind(runtime, device));
     let named = found.into_iter().enumerate().map(|(at, device)| {
-        let (word, kind) = kind(&device).map_or(("", "unknown"), |kind| KINDS[kind]);
-        let (name, adapter) = match (kind, word) {
-            ("CPU", _) => (runtime.to_string(), format!("burn-{runtime}")),
-            (_, "Cpu") => (SOFTWARE.to_string(), String::new()),
+        let (_, kind) = kind(runtime, &device);
+        let (name, adapter) = match kind {
+            "CPU" => (runtime.to_string(), format!("burn-{runtime}")),
+            "software on the CPU" => (SOFTWARE.to_string(), String::new()),
             _ => (format!("{runtime}:{at}"), String::new()),
         };
         NamedDevice {
@@ -186,6 +170,33 @@ fn devices(runtime: &str) -> Vec<NamedDevice> {
         }
     });
     named.collect()
+}
+
+/// A device's rank among those of its runtime, the best first, and its kind.
+#[cfg_attr(not(feature = "wgpu"), allow(unused_variables))]
+fn kind(runtime: &str, device: &Device) -> (u8, &'static str) {
+    match runtime {
+        "flex" | "ndarray" => return (0, "CPU"),
+        "cuda" => return (0, "NVIDIA card"),
+        _ => {}
+    }
+    #[cfg(feature = "wgpu")]
+    {
+        use burn::tensor::DeviceKind;
+        // A device does not tell its kind, but can be compared with those that have one.
+        let is =
+            |kind: fn(usize) -> DeviceKind| (0..16).any(|at| *device == Device::wgpu(kind(at)));
+        if *device == Device::wgpu(DeviceKind::Cpu) {
+            return (4, "software on the CPU");
+        } else if is(DeviceKind::DiscreteGpu) {
+            return (0, "discrete GPU");
+        } else if is(DeviceKind::IntegratedGpu) {
+            return (1, "integrated GPU");
+        } else if is(DeviceKind::VirtualGpu) {
+            return (2, "virtual GPU");
+        }
+    }
+    (3, "other GPU")
 }
 
 /// Looking for GPUs also asks for a Wayland display, whose library prints an alarming line where

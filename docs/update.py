@@ -135,11 +135,13 @@ def speed_in_words():
     """The README's first point."""
     files = "pytorch-flex.json", "cpu-flex.json", "wgpu-software.json"
     torch, burn, wgpu = map(ratios, files)
-    inference = ratios(files[0], "inference").values()
-    return (f"- **Fast**: forward + backward on the CPU (flex) takes {mean(torch.values()):.1f} times as long with PyTorch 2.15 and "
-            f"{mean(burn.values()):.1f} times with burn-nn, geometric means of\n  {len(torch)} shapes, with PyTorch at least "
-            f"{min(torch.values()):.2f} times on each; on software Vulkan {mean(wgpu.values()):.1f} times with burn-nn. In inference "
-            f"PyTorch was faster\n  on {sum(ratio < 1 for ratio in inference)} of {len(inference)} shapes. {source(*files)}\n"
+    alone, relu = ([*ratios(file).values()] for file in ("best-flex.json", "best-flex-relu.json"))
+    inference = ratios("best-flex.json", "inference").values()
+    return (f"- **Fast**: forward + backward on the CPU (flex) takes {mean(torch.values()):.1f} times as long with PyTorch 2.15 (eager) and "
+            f"{mean(burn.values()):.1f} times with burn-nn,\n  geometric means of {len(torch)} shapes; on software Vulkan {mean(wgpu.values()):.1f} times "
+            f"with burn-nn. {source(*files)}.\n  With the faster of eager and compiled PyTorch on each shape it takes {mean(alone):.1f} times as long, at least "
+            f"{min(alone):.2f} times on each, with a fused ReLU\n  {mean(relu):.1f} times; in inference PyTorch was faster on "
+            f"{sum(ratio < 1 for ratio in inference)} of {len(inference)} shapes. {source('best-flex.json', note=False)}\n"
             "  ([benchmarks](docs/benchmarks.md)).")
 
 

@@ -4,6 +4,11 @@
 //! digits that its product is exact. `q = exp(r) - 1` is the Taylor polynomial, whose remainder is below half a unit: `0.35^8 / 8!` is 6e-9, `0.35^14 / 14!` 5e-18.
 //! Then `e = 2^n (1 + q)` and `1 - e = (1 - 2^n) - 2^n q`. The power of two is applied in two halves, since its exponent may leave the normal range.
 
+#![allow(
+    clippy::excessive_precision,
+    reason = "constants as others have computed them"
+)]
+
 use macerator::Simd;
 
 use super::lanes::Reg;

@@ -251,7 +251,7 @@ fn given_statistics_and_what_has_no_weight() {
             i => i as f64,
         };
         let x: Vec<f64> = (0..layout.len()).map(value).collect();
-        let absent = |i: usize| i % 3 == 0;
+        let absent = |i: usize| i.is_multiple_of(3);
         let weights: Vec<f64> = (0..layout.len()).map(|i| f64::from(!absent(i))).collect();
         let dy: Vec<f64> = (0..layout.len()).map(upstream).collect();
         let [x_in, weights, dy_in] = [&x, &weights, &dy].map(|v| upload(client, F32, v));

@@ -115,7 +115,15 @@ impl Terminal {
             libc::ICANON | libc::ECHO | libc::ISIG,
             "the terminal is not as it was"
         );
-        (status.code(), self.screen)
+        (status.code(), std::mem::take(&mut self.screen))
+    }
+}
+
+impl Drop for Terminal {
+    /// A test that fails leaves nothing running.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -153,8 +153,12 @@ def of_seeds(key, what):
     return [run[what] for run in DATA["fashion-mnist-seeds.json"][key]]
 
 
+def average(values):
+    return sum(values) / len(values)
+
+
 def deviation(values):
-    middle = sum(values) / len(values)
+    middle = average(values)
     return math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1))
 
 
@@ -164,14 +168,14 @@ def accuracy():
     for key, words in SEEDS.items():
         percent = [100 * value for value in of_seeds(key, "test_accuracy")]
         speed = of_seeds(key, "images_per_second")
-        rows.append(f"| {words} | {sum(percent) / len(percent):.2f} % | {deviation(percent):.2f} | {len(percent)} | "
-                    f"{sum(speed) / len(speed):,.0f} |")
+        rows.append(f"| {words} | {average(percent):.2f} % | {deviation(percent):.2f} | {len(percent)} | "
+                    f"{average(speed):,.0f} |")
     return "\n".join([*rows, "", f"{source('fashion-mnist-seeds.json')}."])
 
 
 def accuracy_in_words():
-    percent = {key: 100 * sum(of_seeds(key, "test_accuracy")) / len(of_seeds(key, "test_accuracy")) for key in SEEDS}
-    speed = {key: sum(of_seeds(key, "images_per_second")) / len(of_seeds(key, "images_per_second")) for key in SEEDS}
+    percent, speed = ({key: average(of_seeds(key, what)) for key in SEEDS} for what in ("test_accuracy", "images_per_second"))
+    percent = {key: 100 * share for key, share in percent.items()}
     return (f"On all 60,000 images of Fashion-MNIST (means of {len(of_seeds('ours', 'test_accuracy'))} seeds) it reaches {percent['ours']:.2f} % with our "
             f"layer, {percent['burn']:.2f} % with burn-nn's, {percent['none']:.2f} % without\nany, and {percent['pytorch']:.2f} % in PyTorch: the second claim "
             f"does not hold here. Training makes {speed['ours'] / speed['pytorch']:.1f} times as many images/s as PyTorch's eager loop.\n"

@@ -33,14 +33,16 @@
 use crate::activation::{Activation, Applied, Epilogue};
 use crate::cut::PerChannel;
 use crate::driver::{self, Next, Reduced};
-use crate::forward::{Normalized, applied, set_applied, with_residual};
+use crate::forward::{applied, with_residual};
 use crate::memory::{InOut, Output};
+use crate::normalize::{Normalized, set_applied};
 use crate::simd::kernels::{Activate, Curved, GradientSums, Kernel, Nothing, XGradient};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
+use crate::simd::weighted::{Behind, WeightedGradientSums, WeightedXGradient};
 use crate::simd::{Isa, Plain};
 use crate::statistics::{Affine, Given, Statistics};
-use crate::{Accum, Element, Error, Layout};
+use crate::{Accum, Element, Error, Layout, Weights};
 
 /// The statistics that the forward pass normalized with.
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +125,7 @@ pub fn backward<E: Element>(
     (E::compiled().backward)(Backward {
         layout,
         x,
+        weighted: None,
         y_grad,
         saved,
         affine,
@@ -132,15 +135,17 @@ pub fn backward<E: Element>(
     Ok(())
 }
 
-/// A checked call of [`backward`].
+/// A checked call of [`backward`] or [`backward_weighted`](crate::backward_weighted).
 pub(crate) struct Backward<'a, E: Element> {
-    layout: Layout,
-    x: &'a [E],
-    y_grad: InOut<'a, E>,
-    saved: Saved<'a, E::Accum>,
-    affine: Affine<'a, E::Accum>,
-    epilogue: Epilogue<'a, E>,
-    out: Gradients<'a, E>,
+    pub layout: Layout,
+    pub x: &'a [E],
+    /// The weights of positions, and their sums by channel where the statistics are those of the batch.
+    pub weighted: Option<(Weights<'a, E::Accum>, &'a [E::Accum])>,
+    pub y_grad: InOut<'a, E>,
+    pub saved: Saved<'a, E::Accum>,
+    pub affine: Affine<'a, E::Accum>,
+    pub epilogue: Epilogue<'a, E>,
+    pub out: Gradients<'a, E>,
 }
 
 impl<E: Element> Backward<'_, E> {
@@ -165,19 +170,30 @@ impl<E: Element> Backward<'_, E> {
     fn behind<Act: Activate<E::Accum>, const RESIDUAL: bool>(self, activation: Act) {
         let of_batch = self.y_grad.has_output() && matches!(self.saved, Saved::Batch(_));
         let of_batch = E::Accum::from_f64(f64::from(u8::from(of_batch)));
-        self.with(
-            GradientSums::<_, RESIDUAL>(activation),
-            XGradient::<_, _, RESIDUAL> {
-                activation,
-                of_batch,
-            },
-        );
+        let behind = Behind {
+            activation,
+            residual: self.epilogue.residual.is_some(),
+        };
+        match self.weighted {
+            None => self.with(
+                GradientSums::<_, RESIDUAL>(activation),
+                XGradient::<_, _, RESIDUAL> {
+                    activation,
+                    of_batch,
+                },
+            ),
+            Some(_) => self.with(
+                WeightedGradientSums(behind),
+                WeightedXGradient { behind, of_batch },
+            ),
+        }
     }
 
     fn with<R: Kernel<E::Accum>, K: Kernel<E::Accum>>(self, sums: R, kernel: K) {
         let Self {
             layout,
             x,
+            weighted,
             y_grad,
             saved,
             affine,
@@ -222,6 +238,9 @@ impl<E: Element> Backward<'_, E> {
         }
         let tile = Tile::new(&layout.flattened()).read(x).read_write(y_grad);
         let mut tile = with_residual(tile, epilogue, kernel);
+        if let Some((weights, _)) = weighted {
+            tile = tile.weigh(&layout, weights);
+        }
         // Without x_grad it is the first output.
         if let Some(residual_grad) = out.residual {
             tile = tile.write(residual_grad);
@@ -231,7 +250,14 @@ impl<E: Element> Backward<'_, E> {
         let finish = |Reduced { range, pairs, .. }: Reduced<'_>,
                       arrays: &mut PerChannel<'_, E::Accum>| {
             let mean_lo = mean_lo.map(|low| &low[range.clone()]);
-            gradients(|_| n, pairs, mean_lo, &inv_std[range], of_batch, arrays);
+            let inv_std = &inv_std[range.clone()];
+            match weighted {
+                None => gradients(|_| n, pairs, mean_lo, inv_std, of_batch, arrays),
+                Some((_, sums)) => {
+                    let weight = |i: usize| sums[range.start + i].to_f64();
+                    gradients(weight, pairs, mean_lo, inv_std, of_batch, arrays);
+                }
+            }
             Next::Done
         };
         if !(of_batch || parameters) {
@@ -246,7 +272,7 @@ impl<E: Element> Backward<'_, E> {
 
 /// What follows from the two sums of channels of `count` values, or weights, each: the gradients of gamma and beta, if wanted, and b and c.
 #[inline(always)]
-pub(crate) fn gradients<A: Accum>(
+fn gradients<A: Accum>(
     count: impl Fn(usize) -> f64,
     [sums, products]: [&[f64]; 2],
     mean_lo: Option<&[A]>,
@@ -289,6 +315,7 @@ fn scaled<E: Element>(layout: Layout, tensor: InOut<'_, E>, factor: &[E::Accum])
     Normalized {
         layout,
         x: tensor,
+        weights: None,
         params,
         epilogue,
     }

@@ -3,17 +3,15 @@
 //! The public functions are generic over the element type, but only check their arguments. What they call then are function pointers in one static
 //! table per type, so the kernels are instantiated here and never in a user's crate.
 
-use crate::{Element, backward, forward, weighted};
+use crate::{Element, backward, forward, normalize, weighted};
 
 /// The kernels of one element type.
 pub struct Compiled<E: Element> {
     pub(crate) train: fn(forward::Train<'_, E>),
-    pub(crate) normalize: fn(forward::Normalized<'_, E>),
+    pub(crate) normalize: fn(normalize::Normalized<'_, E>),
     pub(crate) moments: fn(forward::MomentsOf<'_, E>),
     pub(crate) backward: fn(backward::Backward<'_, E>),
-    pub(crate) normalize_weighted: fn(weighted::Normalize<'_, E>),
     pub(crate) train_weighted: fn(weighted::Train<'_, E>),
-    pub(crate) backward_weighted: fn(weighted::Backward<'_, E>),
 }
 
 impl<E: Element> Compiled<E> {
@@ -23,9 +21,7 @@ impl<E: Element> Compiled<E> {
             normalize: |call| call.run(),
             moments: |call| call.run(),
             backward: |call| call.run(),
-            normalize_weighted: |call| call.run(),
             train_weighted: |call| call.run(),
-            backward_weighted: |call| call.run(),
         }
     }
 }

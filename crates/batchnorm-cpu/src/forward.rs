@@ -1,4 +1,4 @@
-//! The forward pass: statistics of the batch, and the normalization with them or with given ones.
+//! The forward pass of training: statistics of the batch, and the normalization with them.
 //!
 //! ```text
 //! scale = gamma * inv_std        y = act((x - mean) * scale + beta (+ residual))
@@ -23,8 +23,7 @@ use crate::memory::InOut;
 use crate::simd::kernels::{Curved, Kernel, Normalize, Nothing};
 use crate::simd::moments::Moments;
 use crate::simd::tile::Tile;
-use crate::simd::{Isa, Plain};
-use crate::statistics::{self, Affine, Given, Statistics, check_epsilon};
+use crate::statistics::{self, Affine, Statistics, check_epsilon};
 use crate::{Accum, Element, Error, Layout};
 
 /// The forward pass of training: statistics of the batch, and the output normalized with them.
@@ -56,80 +55,6 @@ pub fn train<E: Element>(
         epsilon,
         epilogue,
         out,
-    });
-    Ok(())
-}
-
-/// The output with given statistics: inference. `y = act((x - mean) / sqrt(variance + epsilon) * gamma + beta + residual)`.
-///
-/// # Errors
-///
-/// As for [`train`].
-pub fn normalize<E: Element>(
-    layout: Layout,
-    x: InOut<'_, E>,
-    given: Given<'_, E::Accum>,
-    parameters: Affine<'_, E::Accum>,
-    epilogue: Epilogue<'_, E>,
-) -> Result<(), Error> {
-    check_output(&layout, &x)?;
-    given.check(&layout)?;
-    parameters.check(&layout)?;
-    epilogue.check(&layout)?;
-    with_applied(layout, given, parameters, |params| {
-        (E::compiled().normalize)(Normalized {
-            layout,
-            x,
-            params,
-            epilogue,
-        });
-    });
-    Ok(())
-}
-
-/// Calls `then` with the parameters of the kernels for given statistics: mean, scale and shift.
-pub(crate) fn with_applied<A: Accum>(
-    layout: Layout,
-    given: Given<'_, A>,
-    parameters: Affine<'_, A>,
-    then: impl FnOnce([&[A]; 3]),
-) {
-    let channels = layout.channels();
-    let mut applied = vec![A::default(); 3 * channels];
-    let (inv_std, applied) = applied.split_at_mut(channels);
-    let (scale, shift) = applied.split_at_mut(channels);
-    Isa::current().run(Plain(
-        #[inline(always)]
-        || {
-            given.set_inv_std(inv_std);
-            let applied = [&mut *scale, &mut *shift];
-            set_applied(parameters, given.mean_lo, inv_std, applied);
-        },
-    ));
-    then([given.mean, scale, shift]);
-}
-
-/// `(x - mean) * scale + shift`, with vectors of `[channels]`.
-///
-/// # Errors
-///
-/// [`Error::Length`] as for [`train`].
-pub fn affine<E: Element>(
-    layout: Layout,
-    x: InOut<'_, E>,
-    mean: &[E::Accum],
-    scale: &[E::Accum],
-    shift: &[E::Accum],
-) -> Result<(), Error> {
-    check_output(&layout, &x)?;
-    layout.expect_channels("mean", mean.len())?;
-    layout.expect_channels("scale", scale.len())?;
-    layout.expect_channels("shift", shift.len())?;
-    (E::compiled().normalize)(Normalized {
-        layout,
-        x,
-        params: [mean, scale, shift],
-        epilogue: Epilogue::default(),
     });
     Ok(())
 }
@@ -168,25 +93,6 @@ pub(crate) fn check_output<E: Element>(layout: &Layout, x: &InOut<'_, E>) -> Res
         expected: "an output",
         got: "none".into(),
     })
-}
-
-/// Sets the parameters of the kernels, scale and shift, for statistics with this `inv_std`.
-#[inline(always)]
-pub(crate) fn set_applied<A: Accum>(
-    affine: Affine<'_, A>,
-    mean_lo: Option<&[A]>,
-    inv_std: &[A],
-    [scale, shift]: [&mut [A]; 2],
-) {
-    for ((scale, &gamma), &inv_std) in scale.iter_mut().zip(affine.gamma).zip(inv_std) {
-        *scale = statistics::scale(gamma, inv_std);
-    }
-    shift.copy_from_slice(affine.beta);
-    if let Some(mean_lo) = mean_lo {
-        for ((shift, &low), &scale) in shift.iter_mut().zip(mean_lo).zip(&*scale) {
-            *shift = statistics::shift(*shift, low, scale);
-        }
-    }
 }
 
 /// A checked call of [`train`].
@@ -260,37 +166,6 @@ impl<E: Element> Train<'_, E> {
                 Next::Done
             },
         );
-    }
-}
-
-/// A checked call of [`normalize`] or [`affine`]; the parameters are mean, scale and shift.
-pub(crate) struct Normalized<'a, E: Element> {
-    pub layout: Layout,
-    pub x: InOut<'a, E>,
-    pub params: [&'a [E::Accum]; 3],
-    pub epilogue: Epilogue<'a, E>,
-}
-
-impl<E: Element> Normalized<'_, E> {
-    pub(crate) fn run(self) {
-        let residual = self.epilogue.residual.is_some();
-        match (applied(self.epilogue.activation), residual) {
-            (Applied::Nothing, false) => self.with(Normalize::<_, false>(Nothing)),
-            (Applied::Nothing, true) => self.with(Normalize::<_, true>(Pieces::identity())),
-            (Applied::Pieces(pieces), false) => self.with(Normalize::<_, false>(pieces)),
-            (Applied::Pieces(pieces), true) => self.with(Normalize::<_, true>(pieces)),
-            (Applied::Curve(curve), residual) => {
-                self.with(Normalize::<_, true>(Curved { curve, residual }))
-            }
-        }
-    }
-
-    fn with<K: Kernel<E::Accum>>(self, kernel: K) {
-        let tile = Tile::new(&self.layout.flattened()).read_write(self.x);
-        let tile = with_residual(tile, self.epilogue, kernel);
-        let [mean, scale, shift] = self.params;
-        let params = [mean, scale, shift, &[], &[], &[]];
-        driver::apply(self.layout, tile, kernel, params);
     }
 }
 

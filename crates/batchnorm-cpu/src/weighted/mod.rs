@@ -29,21 +29,17 @@
 //!
 //! Squares are not scaled, as those of the plain statistics are: from a spread of 1e19 in `f32` the variance is infinite.
 
-mod backward;
-mod normalize;
 mod train;
 
-pub(crate) use backward::Backward;
-pub(crate) use normalize::Normalize;
 pub(crate) use train::Train;
 
-use crate::activation::{Curve, Epilogue};
-use crate::backward::{Gradients, Saved};
+use crate::activation::Epilogue;
+use crate::backward::{Backward, Gradients, Saved};
 use crate::cut::PerChannel;
 use crate::driver::{self, Next, Reduced};
-use crate::forward::{check_output, with_applied};
+use crate::forward::check_output;
 use crate::memory::InOut;
-use crate::simd::kernels::Curved;
+use crate::normalize::{Normalized, with_applied};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
 use crate::simd::weighted::WeightSums;
@@ -182,10 +178,10 @@ pub fn normalize_weighted<E: Element>(
     affine.check(&layout)?;
     epilogue.check(&layout)?;
     with_applied(layout, given, affine, |params| {
-        (E::compiled().normalize_weighted)(Normalize {
+        (E::compiled().normalize)(Normalized {
             layout,
             x,
-            weights,
+            weights: Some(weights),
             params,
             epilogue,
         });
@@ -224,24 +220,15 @@ pub fn backward_weighted<E: Element>(
     affine.check(&layout)?;
     epilogue.check(&layout)?;
     out.check(&layout, &epilogue)?;
-    (E::compiled().backward_weighted)(Backward {
+    (E::compiled().backward)(Backward {
         layout,
         x,
-        weights,
+        weighted: Some((weights, sums)),
         y_grad,
         saved,
-        sums,
         affine,
         epilogue,
         out,
     });
     Ok(())
-}
-
-/// Without a residual: [`Behind`] adds it.
-fn curved(curve: Curve) -> Curved {
-    Curved {
-        curve,
-        residual: false,
-    }
 }

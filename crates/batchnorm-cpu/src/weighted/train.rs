@@ -1,12 +1,12 @@
 //! The forward pass with weighted positions.
 
-use super::{Weights, curved};
+use super::Weights;
 use crate::activation::{Applied, Epilogue, Pieces};
 use crate::cut::PerChannel;
 use crate::driver::{self, Next, Reduced};
 use crate::forward::{applied, with_residual};
 use crate::memory::InOut;
-use crate::simd::kernels::{Activate, Nothing};
+use crate::simd::kernels::{Activate, Curved, Nothing};
 use crate::simd::tasks::Sums;
 use crate::simd::tile::Tile;
 use crate::simd::weighted::{Behind, WeightedNormalize, WeightedSums};
@@ -32,7 +32,7 @@ impl<E: Element> Train<'_, E> {
             (Applied::Nothing, false) => self.with(Nothing),
             (Applied::Nothing, true) => self.with(Pieces::identity()),
             (Applied::Pieces(pieces), _) => self.with(pieces),
-            (Applied::Curve(curve), _) => self.with(curved(curve)),
+            (Applied::Curve(curve), residual) => self.with(Curved { curve, residual }),
         }
     }
 

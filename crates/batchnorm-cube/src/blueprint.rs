@@ -174,6 +174,11 @@ impl GradientBlueprint {
         self.element.given()
     }
 
+    /// Whether what goes through the statistics is shared by weight.
+    pub fn shares(&self) -> bool {
+        self.element.weighting.any() && !self.given()
+    }
+
     /// Whether tensors are written in the sweep that sums.
     pub fn early(&self) -> bool {
         self.given() && (self.input || self.residual)

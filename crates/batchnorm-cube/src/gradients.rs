@@ -87,11 +87,8 @@ impl<'a> Pass<'a> {
         let [center, variance, gamma, beta] = self.call.given.bind(&mut buffers, channels);
         let sums = source != Source::Parameters;
         // Only the sweep behind the sums reads weights.
-        let weights = self
-            .call
-            .given
-            .weights
-            .filter(|_| blueprint.late() && !blueprint.given());
+        let reads = blueprint.late() && blueprint.shares();
+        let weights = self.call.given.weights.filter(|_| reads);
         // SAFETY: indices stay below the numbers of vectors that the buffers were checked or allocated for; see `Walk`.
         unsafe {
             backward::gradients::launch_unchecked(

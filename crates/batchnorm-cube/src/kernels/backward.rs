@@ -88,7 +88,7 @@ fn step<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
     let mut shares = Sequence::<Vector<A, N>>::new();
     #[unroll]
     for _ in 0..at_once {
-        if comptime!(element.weighting.any() && !blueprint.given()) {
+        if comptime!(blueprint.shares()) {
             shares.push(weight::<A, W, N>(
                 weights,
                 walk.index,
@@ -113,7 +113,7 @@ fn step<E: Numeric, A: Float, M: Size, N: Size, W: Size>(
         if comptime!(blueprint.input && blueprint.given()) {
             write::<E, A, M, N>(dx, i, affine.scale * grad, shape);
         } else if comptime!(blueprint.input) {
-            let batch = if comptime!(element.weighting.any()) {
+            let batch = if comptime!(blueprint.shares()) {
                 or_zero::<A, N>(*shares.index(k), b * diff + c)
             } else {
                 b * diff + c

@@ -13,7 +13,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType, Shape, Slice};
 
 use super::activate::{self, activate};
-use super::weighed::Weighed;
+use super::weighed::{Absent, Weighed};
 use super::{Four, Maybe, Moments, Pass, Running, Wanted};
 use crate::statistics::Update;
 use crate::view::View;
@@ -175,7 +175,7 @@ fn normalized<B: Backend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
-    weighed: Option<&Weighed<B>>,
+    absent: Option<&Absent<B>>,
     pass: Pass,
 ) -> Normalized<B> {
     let (mut x, mut residual) = match residual {
@@ -183,14 +183,14 @@ fn normalized<B: Backend>(
         Maybe::Absent => (x, None),
     };
     x = wide::<B>(x, pass.view);
-    if let Some(weighed) = weighed {
+    if let Some(absent) = absent {
         let mean = match &moments {
             Moments::Batch(all) | Moments::Center(all) => row::<B>(all, 0),
             Moments::Running(mean, _) => mean.clone(),
         };
-        x = weighed.finite(x, spread::<B>(mean.clone()));
+        x = absent.finite(x, spread::<B>(mean.clone()));
         let none = || spread::<B>(zeros::<B>(&mean, mean.shape()));
-        residual = residual.map(|residual| weighed.finite(residual, none()));
+        residual = residual.map(|residual| absent.finite(residual, none()));
     }
     let (centred, inv_std) = centred::<B>(x, moments, pass.epsilon);
     let xhat = B::float_mul(centred, inv_std.clone());
@@ -212,9 +212,8 @@ pub fn counted<B: Backend>(
 ) -> FloatTensor<B> {
     let (shape, dtype) = (tensor.shape(), tensor.dtype());
     let tensor = wide::<B>(tensor, view);
-    let weighed = Weighed::<B>::new(weights, view, tensor.dtype());
     let none = zeros::<B>(&tensor, Shape::new([1, 1, 1]));
-    let tensor = weighed.finite(tensor, none);
+    let tensor = Absent::<B>::new(weights, view).finite(tensor, none);
     cast::<B>(B::float_reshape(tensor, shape), dtype)
 }
 
@@ -236,8 +235,13 @@ pub fn normalize<B: Backend>(
     weights: Maybe<B>,
     pass: Pass,
 ) -> FloatTensor<B> {
-    let weighed = weighed::<B>(weights, &x, pass.view);
-    output::<B>(x, moments, gamma, beta, residual, weighed.as_ref(), pass)
+    let absent = match weights {
+        Maybe::Present(weights) if !pass.view.is_empty() => {
+            Some(Absent::<B>::new(weights, pass.view))
+        }
+        _ => None,
+    };
+    output::<B>(x, moments, gamma, beta, residual, absent.as_ref(), pass)
 }
 
 fn output<B: Backend>(
@@ -246,11 +250,11 @@ fn output<B: Backend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     residual: Maybe<B>,
-    weighed: Option<&Weighed<B>>,
+    absent: Option<&Absent<B>>,
     pass: Pass,
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
-    let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, weighed, pass);
+    let Normalized { z, .. } = normalized::<B>(x, moments, gamma, beta, residual, absent, pass);
     let y = activate::<B>(z, pass.activation);
     cast::<B>(B::float_reshape(y, shape), dtype)
 }
@@ -302,7 +306,8 @@ pub fn train<B: Backend>(
     rows.extend(weighed.as_ref().map(|weighed| weighed.sums.clone()));
     let all = pack::<B>(rows);
     let center = Moments::Center(center);
-    let y = output::<B>(x, center, gamma, beta, residual, weighed.as_ref(), pass);
+    let absent = weighed.as_ref().map(|weighed| &weighed.absent);
+    let y = output::<B>(x, center, gamma, beta, residual, absent, pass);
     (y, all, new_mean, new_variance)
 }
 
@@ -340,9 +345,10 @@ pub fn backward<B: Backend>(
     let view = pass.view;
     let of_batch = matches!(moments, Moments::Batch(_));
     let weighed = weighed::<B>(weights, &x, view);
-    let (factor, weights) = (gamma.clone(), weighed.as_ref());
+    let factor = gamma.clone();
+    let absent = weighed.as_ref().map(|weighed| &weighed.absent);
     let Normalized { xhat, z, inv_std } =
-        normalized::<B>(x, moments, factor, beta, residual, weights, pass);
+        normalized::<B>(x, moments, factor, beta, residual, absent, pass);
     let g = activate::gradient::<B>(z, wide::<B>(y_grad, view), pass.activation);
     let beta_grad = sum::<B>(g.clone());
     let gamma_grad = sum::<B>(B::float_mul(g.clone(), xhat.clone()));

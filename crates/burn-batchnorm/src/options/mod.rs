@@ -76,19 +76,16 @@ pub(crate) fn run<const D: usize>(
         by => {
             let center = operands.moments(weights.clone());
             let seen = observe(&operands, center.clone(), &weights);
-            let output = match by {
-                Statistics::Blend { batch } => {
-                    let center = blend::center(center, running, batch);
-                    operands.normalize_by_center(center, weights.clone())
-                }
+            let (operands, center) = match by {
+                Statistics::Blend { batch } => (operands, blend::center(center, running, batch)),
                 Statistics::Renorm(renorm) => {
                     let correction =
                         renorm::correction(&renorm, &center, running, operands.epsilon());
-                    let operands = operands.corrected(correction);
-                    operands.normalize_by_center(center, weights.clone())
+                    (operands.corrected(correction), center)
                 }
-                _ => operands.normalize_by_center(center, weights.clone()),
+                _ => (operands, center),
             };
+            let output = operands.normalize_by_center(center, weights.clone());
             (output, Some(seen))
         }
     };

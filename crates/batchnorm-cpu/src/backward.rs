@@ -135,12 +135,14 @@ pub fn backward<E: Element>(
     Ok(())
 }
 
+/// The weights of positions, and their sums by channel where the statistics are those of the batch.
+type Weighted<'a, A> = (Weights<'a, A>, &'a [A]);
+
 /// A checked call of [`backward`] or [`backward_weighted`](crate::backward_weighted).
 pub(crate) struct Backward<'a, E: Element> {
     pub layout: Layout,
     pub x: &'a [E],
-    /// The weights of positions, and their sums by channel where the statistics are those of the batch.
-    pub weighted: Option<(Weights<'a, E::Accum>, &'a [E::Accum])>,
+    pub weighted: Option<Weighted<'a, E::Accum>>,
     pub y_grad: InOut<'a, E>,
     pub saved: Saved<'a, E::Accum>,
     pub affine: Affine<'a, E::Accum>,

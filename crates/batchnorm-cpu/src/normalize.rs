@@ -15,7 +15,7 @@ use crate::{Accum, Element, Error, Layout, Weights};
 ///
 /// # Errors
 ///
-/// As for [`train`].
+/// As for [`train`](crate::train).
 pub fn normalize<E: Element>(
     layout: Layout,
     x: InOut<'_, E>,
@@ -65,7 +65,7 @@ pub(crate) fn with_applied<A: Accum>(
 ///
 /// # Errors
 ///
-/// [`Error::Length`] as for [`train`].
+/// [`Error::Length`] as for [`train`](crate::train).
 pub fn affine<E: Element>(
     layout: Layout,
     x: InOut<'_, E>,

@@ -1,7 +1,7 @@
 //! Times the training kernels into warm memory and compares them with the bandwidth of copying.
 //!
 //! ```text
-//! cargo run --release --example cpu_kernels -- ['[SHAPE'] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue [add-]none|relu|silu|gelu|gelu-tanh|hard-swish|sigmoid|tanh]
+//! cargo run --release --example cpu_kernels -- ['[32, 64, 7, 7]' ..] [--channels-last | --inner] [--dtype f32|f64|f16|bf16] [--epilogue [add-]none|relu|silu|gelu|gelu-tanh|hard-swish|sigmoid|tanh]
 //!     [--weights] [--ramp | --odd-channel] [--size MAGNITUDE]
 //! ```
 //!
@@ -205,7 +205,6 @@ fn main() {
         let at = args.iter().position(|a| a == name)?;
         args.get(at + 1).cloned()
     };
-    let filter = args.iter().find(|a| a.starts_with('['));
     let epilogue = after("--epilogue").unwrap_or_default();
     let options = Options {
         ramp: flag("--ramp"),
@@ -232,7 +231,18 @@ fn main() {
         "{:<22} {:>9} {:>9} {:>6} {:>9} {:>6} {:>9} {:>6}",
         "shape", "copy", "forward", "x", "backward", "x", "inference", "x"
     );
-    let mut shapes: Vec<(Vec<usize>, usize)> = SHAPES.iter().map(|s| (s.to_vec(), 1)).collect();
+    let wanted: Vec<Vec<usize>> = args
+        .iter()
+        .filter_map(|a| a.strip_prefix('[')?.strip_suffix(']'))
+        .map(|list| {
+            let lengths = list.split(',').map(|n| n.trim().parse());
+            lengths.collect::<Result<_, _>>().expect("[32, 64, 7, 7]")
+        })
+        .collect();
+    let mut shapes: Vec<(Vec<usize>, usize)> = match wanted.is_empty() {
+        true => SHAPES.iter().map(|s| (s.to_vec(), 1)).collect(),
+        false => wanted.into_iter().map(|s| (s, 1)).collect(),
+    };
     if flag("--channels-last") {
         for (shape, axis) in &mut shapes {
             let channels = shape.remove(1);
@@ -250,9 +260,6 @@ fn main() {
     }
     for (shape, axis) in shapes {
         let name = format!("{shape:?}");
-        if filter.is_some_and(|f| !name.contains(f.as_str())) {
-            continue;
-        }
         let layout = Layout::from_shape(&shape, axis).expect("valid");
         let run = match after("--dtype").as_deref() {
             Some("f64") => bench::<f64>,

@@ -16,14 +16,15 @@
 
 use std::ops::Range;
 
+use crate::simd::MAX_LANES;
 use crate::{Element, Layout, cache};
 
-/// Shorter runs are treated as columns: the overhead per run costs more than arrays of parameters. Measured with AVX2 and AVX-512: the loop along a
-/// channel loses in part at 16 (backward), and is 1.1 to 1.5 times as fast from 24 to 63.
-const LONG_RUN: usize = 24;
+/// Shorter runs are treated as columns: the overhead per run costs more than arrays of parameters. 7x7 images are the largest such ones in `f32`.
+/// Measured with AVX-512 and AVX2, every type: columns are 1.3 to 2 times as fast at half of this (3 in half types), as fast as runs at this.
+const LONG_RUN_BYTES: usize = 200;
 /// With few rows the parameters of columns cost as much as the data; then runs are long from here on.
-const LONG_RUN_OF_FEW: usize = 16;
-const FEW_ROWS: usize = 4;
+const LONG_RUN_BYTES_OF_FEW: usize = 64;
+const FEW_ROWS: usize = 12;
 
 /// Values of a block along a channel: `f32` sums of not many more per lane keep six digits, and a second reading comes from the first-level cache.
 const BLOCK: usize = 4096;
@@ -68,11 +69,11 @@ impl Tiling {
         let layout = layout.flattened();
         let (outer, channels, inner) = (layout.outer(), layout.channels(), layout.inner());
         let long = if outer < FEW_ROWS {
-            LONG_RUN_OF_FEW
+            LONG_RUN_BYTES_OF_FEW
         } else {
-            LONG_RUN
+            LONG_RUN_BYTES
         };
-        let direction = if inner >= long {
+        let direction = if inner.saturating_mul(size) >= long {
             Direction::Along
         } else {
             Direction::Across
@@ -81,10 +82,12 @@ impl Tiling {
             (channels.max(1), 1, 1, inner)
         } else if direction == Direction::Across {
             let most = (GROUP_COLUMNS / inner).max(1);
+            // Channels in whole registers. Groups are so many of them, where there are several.
+            let whole = MAX_LANES >> inner.trailing_zeros().min(MAX_LANES.ilog2());
+            let most = (most / whole * whole).max(most.min(whole));
             let even = channels.div_ceil(channels.div_ceil(most));
-            // Whole registers, where there are several groups.
-            let group = if even < channels && inner == 1 {
-                even.next_multiple_of(16)
+            let group = if even < channels && whole <= most {
+                even.next_multiple_of(whole)
             } else {
                 even
             };
@@ -231,8 +234,12 @@ mod tests {
     fn groups_are_even_and_shared_between_threads() {
         // One odd channel does not become a group of its own.
         assert_eq!(tiling(8192, 1025, 1).group::<f32>(2, 2), 528);
-        assert_eq!(tiling(20, 500, 23).group::<f32>(2, 2), 42);
-        let few = tiling(32, 512, 49);
+        // Groups of short runs are whole registers: 16 channels of 7x7 images, 4 of 6x6, any number of 4x4.
+        assert_eq!(tiling(20, 500, 23).group::<f32>(2, 2), 32);
+        assert_eq!(tiling(32, 512, 49).group::<f32>(2, 2), 16);
+        assert_eq!(tiling(32, 500, 36).group::<f32>(2, 2), 28);
+        assert_eq!(tiling(32, 500, 16).group::<f32>(2, 2), 63);
+        let few = tiling(32, 512, 64);
         assert!(few.group::<f32>(16, 2) <= 512 / 64);
         assert!(few.group::<f32>(1, 2) >= few.group::<f32>(1, 5));
     }

@@ -48,7 +48,7 @@ pub(crate) fn parts<'a, E: Element>(
     } else {
         threads * PARTS_PER_THREAD
     };
-    let by_channels = match tiling.direction() {
+    let by_channels = match tiling.direction_in_order() {
         Direction::Along => rows < parts,
         Direction::Across => {
             let groups = channels.div_ceil(tiling.group::<E>(threads, 2));

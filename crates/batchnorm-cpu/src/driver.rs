@@ -266,7 +266,7 @@ impl Call {
                     return;
                 }
                 let (rows, inner) = (tile.grid().rows, tile.grid().cols / channels);
-                let group = match tiling.direction() {
+                let group = match tiling.direction_in_order() {
                     Direction::Along => channels,
                     Direction::Across => tiling.group::<E>(*threads, 2),
                 };
@@ -274,7 +274,7 @@ impl Call {
                     let range = start..channels.min(start + group);
                     isa.run(Apply {
                         tile: tile.window(0..rows, range.start * inner..range.end * inner),
-                        direction: tiling.direction(),
+                        direction: tiling.direction_in_order(),
                         cached: false,
                         kernel,
                         params: params.map(|p| p.get(range.clone()).unwrap_or_default()),

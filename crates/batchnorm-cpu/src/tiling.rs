@@ -26,6 +26,10 @@ const LONG_RUN_BYTES: usize = 200;
 const LONG_RUN_BYTES_OF_FEW: usize = 64;
 const FEW_ROWS: usize = 12;
 
+/// A kernel that writes what was not just reduced goes along runs in the order in which they lie in memory, row by row. That is 1.2 to 1.8 times as
+/// fast as columns, whose groups it would read one after the other, from twice this on.
+const LONG_RUN_BYTES_IN_ORDER: usize = 100;
+
 /// Values of a block along a channel: `f32` sums of not many more per lane keep six digits, and a second reading comes from the first-level cache.
 const BLOCK: usize = 4096;
 /// A block of columns is wider than that cache anyway; its second reading comes from the second level.
@@ -53,6 +57,7 @@ pub(crate) enum Direction {
 pub(crate) struct Tiling {
     layout: Layout,
     direction: Direction,
+    direction_in_order: Direction,
     /// Channels of a group across channels, the most of one along a channel.
     group: usize,
     /// A block is `rows_per_block` whole rows, or one of the `pieces` of a run.
@@ -73,11 +78,11 @@ impl Tiling {
         } else {
             LONG_RUN_BYTES
         };
-        let direction = if inner.saturating_mul(size) >= long {
-            Direction::Along
-        } else {
-            Direction::Across
+        let from = |long| match inner.saturating_mul(size) >= long {
+            true => Direction::Along,
+            false => Direction::Across,
         };
+        let (direction, direction_in_order) = (from(long), from(long.min(LONG_RUN_BYTES_IN_ORDER)));
         let (group, rows_per_block, pieces, piece) = if layout.elements() == 0 {
             (channels.max(1), 1, 1, inner)
         } else if direction == Direction::Across {
@@ -119,6 +124,7 @@ impl Tiling {
         Self {
             layout,
             direction,
+            direction_in_order,
             group,
             rows_per_block,
             pieces,
@@ -134,6 +140,11 @@ impl Tiling {
 
     pub(crate) fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// Of a kernel that writes what was not just reduced.
+    pub(crate) fn direction_in_order(&self) -> Direction {
+        self.direction_in_order
     }
 
     pub(crate) fn inner(&self) -> usize {

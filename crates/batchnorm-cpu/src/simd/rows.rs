@@ -5,12 +5,15 @@
 //! ```
 //!
 //! Streaming stores must be aligned, so with them a run may begin with a partial register too.
+//!
+//! Without them, a kernel that writes takes a whole register up to the end of the run instead, which overlaps the one before it. What both write is
+//! the same; but memory that is overwritten is read before, so it is loaded first of all.
 
 use std::mem::MaybeUninit;
 
 use macerator::{Scalar, Simd};
 
-use super::kernels::{Kernel, PARAMS};
+use super::kernels::{INPUTS, Kernel, PARAMS};
 use super::lanes::first_lanes;
 use super::tile::{Grid, Tile};
 use super::weights::SPREAD;
@@ -57,9 +60,15 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
         };
         let whole = cols - (cols - head) % lanes;
         // SAFETY: the tile passed `expect` and has the row. Every position is in `start..start + cols`: whole registers lie in `head..whole`, which is a multiple of
-        // their size, and the partial ones in `0..head` and `whole..cols`. Behind the head, addresses are aligned.
+        // their size, and the partial ones in `0..head` and `whole..cols`; the overlapping one ends at `cols`, and where `whole` is not zero there is room for
+        // it. Behind the head, addresses are aligned.
         unsafe {
             let weights = tile.weights::<K>(row, 0, spread.as_mut_ptr().cast());
+            let overlaps = K::OUTPUTS > 0 && !streaming && 0 < whole && whole < cols;
+            let last = match overlaps {
+                true => tile.load::<S, K>(start + cols - lanes, lanes),
+                false => [zero; INPUTS],
+            };
             let mut i = head;
             while K::UNROLLED && i + UNROLL * lanes <= whole {
                 let at = start + i;
@@ -94,8 +103,13 @@ pub(super) fn along<S: Simd, E: Element, K: Kernel<E::Accum>>(
                 sums = [b, c, d, a];
                 i += lanes;
             }
+            if overlaps {
+                let weight = weights.load::<S, K>(cols - lanes, lanes);
+                let values = kernel.step(last, weight, &splats, &mut sums[0]);
+                tile.store::<S, K>(start + cols - lanes, lanes, values, false);
+            }
             for (at, n) in [(start, head), (start + whole, cols - whole)] {
-                if n == 0 {
+                if n == 0 || overlaps {
                     continue;
                 }
                 let loaded = tile.load::<S, K>(at, n);

@@ -10,9 +10,8 @@ use super::tile::{Grid, Tile};
 use crate::tiling::{Direction, Tiling};
 use crate::{Accum, Element};
 
-/// Runs shorter than this are taken channel by channel, so that parameters and sums stay in registers. The hardware, which recognises a sequence of
-/// cache lines only after some of them, is of no help with them: the run of the next channel, which lies right behind, is asked for while this one
-/// is in work.
+/// The hardware, which recognises a sequence of cache lines only after some of them, is of no help with runs shorter than this that are taken channel
+/// by channel: the run of the next channel, which lies right behind, is asked for while this one is in work.
 const SHORT_RUN_BYTES: usize = 1 << 10;
 /// Up to this size, two pages, it still pays to ask for the channel's next run (measured 5 to 20 %).
 const PREFETCHED_RUN_BYTES: usize = 8 << 10;
@@ -264,7 +263,7 @@ impl<E: Element, R: Reduction<E>> WithSimd for Reduce<'_, E, R> {
 pub(crate) struct Apply<'a, E: Element, K> {
     pub tile: Tile<'a, E>,
     pub direction: Direction,
-    /// Whether the inputs are in a cache, because they were just reduced. Otherwise long runs are taken in the order in which they lie in memory.
+    /// Whether the inputs are in a cache, because they were just reduced. Otherwise runs are taken in the order in which they lie in memory.
     pub cached: bool,
     pub kernel: K,
     pub params: [&'a [E::Accum]; PARAMS],
@@ -292,8 +291,7 @@ impl<E: Element, K: Kernel<E::Accum>> WithSimd for Apply<'_, E, K> {
         let inner = cols / channels;
         match direction {
             Direction::Along => {
-                let in_order = !cached && inner * size_of::<E>() >= SHORT_RUN_BYTES;
-                let together = if in_order { 1 } else { rows };
+                let together = if cached { rows } else { 1 };
                 for row in (0..rows).step_by(together.max(1)) {
                     for c in 0..channels {
                         let mut values = [E::Accum::default(); PARAMS];

@@ -60,7 +60,12 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
                     registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums, spread);
                     row += 2;
                 }
-            } else if K::OUTPUTS == 0 || !wide {
+            } else if K::OUTPUTS == 0 {
+                while row + 8 <= end {
+                    registers::<S, E, K, 8>(kernel, tile, row, params, &mut sums, spread);
+                    row += 8;
+                }
+            } else if !wide {
                 while row + 4 <= end {
                     registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums, spread);
                     row += 4;

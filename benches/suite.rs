@@ -66,9 +66,14 @@ fn dtype(name: &str) -> Result<DType, String> {
 
 /// The length of every axis.
 #[derive(Debug, Clone)]
-struct Shape(Vec<usize>);
+pub struct Shape(pub Vec<usize>);
 
-fn shape(text: &str) -> Result<Shape, String> {
+/// Reads one, such as `32x64x56x56`.
+///
+/// # Errors
+///
+/// If it does not have 2 to 5 lengths above 0.
+pub fn shape(text: &str) -> Result<Shape, String> {
     let axes = text
         .split('x')
         .map(|axis| axis.parse().map_err(|_| format!("`{axis}` is no length")))

@@ -66,6 +66,17 @@ def source(*files, note=True):
     return f"{runs[0]['machine']}, commit {runs[0]['commit']} ({runs[0]['date']}){note}"
 
 
+def sources(columns):
+    """Machine and commits of columns that are shown together, heading -> file, all made on one machine."""
+    commits = {}
+    for heading, file in columns.items():
+        commits.setdefault((RUNS[file]["commit"], RUNS[file]["date"]), []).append(heading)
+    machines = {RUNS[file]["machine"] for file in columns.values()}
+    if len(machines) > 1:
+        raise SystemExit(f"{', '.join(columns.values())} are shown together, but were not made on one machine")
+    return f"{machines.pop()}; " + "; ".join(f"{', '.join(headings)}: commit {commit} ({date})" for (commit, date), headings in commits.items())
+
+
 def name(shape):
     return f"[{', '.join(map(str, shape))}]"
 
@@ -79,70 +90,40 @@ def milliseconds(value):
 
 # What the pages show.
 
-TABLE = ["pytorch-flex.json", "pytorch-ndarray.json", "cpu-flex.json", "cpu-ndarray.json", "wgpu-software.json"]
+TABLE = {"PyTorch : flex": "best-flex.json", "ReLU": "best-flex-relu.json", "addition, ReLU": "best-flex-add-relu.json",
+         "PyTorch : ndarray": "best-ndarray.json", "burn-nn : flex": "cpu-flex.json", "burn-nn : ndarray": "cpu-ndarray.json",
+         "burn-nn : wgpu": "wgpu-software.json"}
+
+
+def compiled(file, shape, pass_name="forward_backward"):
+    """Marks where the compiled PyTorch was faster than the eager one."""
+    report = next(r for r in DATA[file] if tuple(r["shape"]) == shape and r["pass"] == pass_name)
+    return "c" if "torch_eager_ms" in report and report["torch_compiled_ms"] < report["torch_eager_ms"] else ""
 
 
 def table():
-    """Forward + backward of every shape, then the means of every pass."""
-    rows = ["| shape | PyTorch 2.15 / flex | | PyTorch : ndarray | burn-nn : flex | burn-nn : ndarray | wgpu, software Vulkan: burn-nn / ours | |",
-            "|---|---|---|---|---|---|---|---|"]
-    pairs = lambda pair: f"{milliseconds(pair[1])} / {milliseconds(pair[0])}"
-    columns = [ratios(file) for file in TABLE]
-    for shape, pair in times(TABLE[0]).items():
-        multiples = [f"{column[shape]:.1f}x" for column in columns]
-        wgpu = pairs(times(TABLE[4])[shape])
-        rows.append(f"| {name(shape)} | {pairs(pair)} | {' | '.join(multiples[:4])} | {wgpu} | {multiples[4]} |")
+    """Forward + backward of every shape, in multiples of ours, then the means of every pass."""
+    rows = [f"| shape | ours, flex, ms | {' | '.join(TABLE)} |", "|---" * (len(TABLE) + 2) + "|"]
+    for shape, (ours, _) in times("best-flex.json").items():
+        cells = [f"{ratios(file)[shape]:.2f}{compiled(file, shape)}" for file in TABLE.values()]
+        rows.append(f"| {name(shape)} | {milliseconds(ours)} | {' | '.join(cells)} |")
     for key, words in PASSES.items():
-        means = [f"**{mean(ratios(file, key).values()):.1f}x**" for file in TABLE]
-        rows.append(f"| geometric mean, {words} | | {' | '.join(means[:4])} | | {means[4]} |")
-    return "\n".join([*rows, "", f"{source(*TABLE)}."])
-
-
-BEST = {"alone, flex": "best-flex.json", "ReLU, flex": "best-flex-relu.json", "addition and ReLU, flex": "best-flex-add-relu.json",
-        "alone, ndarray": "best-ndarray.json"}
-
-
-def best():
-    """How many times as long as ours the faster of eager and compiled PyTorch takes, and where that is the compiled one."""
-    rows = [f"| shape | {' | '.join(BEST)} |", "|---" * (len(BEST) + 1) + "|"]
-    def compiled(file, shape, key="forward_backward"):
-        report = next(r for r in DATA[file] if tuple(r["shape"]) == shape and r["pass"] == key)
-        return "c" if report["torch_compiled_ms"] < report["torch_eager_ms"] else ""
-    for shape in times(BEST["alone, flex"]):
-        cells = [f"{ratios(file)[shape]:.2f}{compiled(file, shape)}" for file in BEST.values()]
-        rows.append(f"| {name(shape)} | {' | '.join(cells)} |")
-    for key, words in PASSES.items():
-        cells = [f"**{mean(values):.2f}**, least {min(values):.2f}" for values in
-                 (list(ratios(file, key).values()) for file in BEST.values())]
-        rows.append(f"| geometric mean, {words} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", f"c: the compiled one was faster. {source(*BEST.values())}."])
-
-
-def rewrite():
-    """How many times as fast the rewritten kernels are as the old ones, geometric means."""
-    data = DATA["rewrite-against-ec3ad6c.json"]["results"]
-    rows = [f"| device | shapes | {' | '.join(PASSES.values())} | slowest |", "|---" * (len(PASSES) + 3) + "|"]
-    for device in dict.fromkeys(r["device"] for r in data):
-        of_device = [(r["old_ms"] / r["new_ms"], r) for r in data if r["device"] == device]
-        means = [f"{mean(ratio for ratio, r in of_device if r['pass'] == key):.2f}" for key in PASSES]
-        ratio, slowest = min(of_device, key=lambda pair: pair[0])
-        shapes = len({tuple(r["shape"]) for _, r in of_device})
-        rows.append(f"| {device} | {shapes} | {' | '.join(means)} | {ratio:.2f}: {name(slowest['shape'])}, {PASSES[slowest['pass']]} |")
-    return "\n".join([*rows, "", f"{source('rewrite-against-ec3ad6c.json')}."])
+        columns = [list(ratios(file, key).values()) for file in TABLE.values()]
+        cells = [f"**{mean(column):.2f}**, least {min(column):.2f}" for column in columns]
+        rows.append(f"| geometric mean, {words} | | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"c: the compiled PyTorch was faster. {sources(TABLE)}."])
 
 
 def speed_in_words():
     """The README's first point."""
-    files = "pytorch-flex.json", "cpu-flex.json", "wgpu-software.json"
-    torch, burn, wgpu = map(ratios, files)
-    alone, relu = ([*ratios(file).values()] for file in ("best-flex.json", "best-flex-relu.json"))
+    files = "best-flex.json", "best-flex-relu.json", "cpu-flex.json", "wgpu-software.json"
+    torch, relu, burn, wgpu = ([*ratios(file).values()] for file in files)
     inference = ratios("best-flex.json", "inference").values()
-    return (f"- **Fast**: forward + backward on the CPU (flex) takes {mean(torch.values()):.1f} times as long with PyTorch 2.15 (eager) and "
-            f"{mean(burn.values()):.1f} times with burn-nn,\n  geometric means of {len(torch)} shapes; on software Vulkan {mean(wgpu.values()):.1f} times "
-            f"with burn-nn. {source(*files)}.\n  With the faster of eager and compiled PyTorch on each shape it takes {mean(alone):.1f} times as long, at least "
-            f"{min(alone):.2f} times on each, with a fused ReLU\n  {mean(relu):.1f} times; in inference PyTorch was faster on "
-            f"{sum(ratio < 1 for ratio in inference)} of {len(inference)} shapes. {source('best-flex.json', note=False)}\n"
-            "  ([benchmarks](docs/benchmarks.md)).")
+    made = sources({"PyTorch": files[0], "with ReLU": files[1], "burn-nn": files[2]})
+    return (f"- **Fast**: forward + backward on the CPU (flex) takes {mean(torch):.1f} times as long with PyTorch 2.15, the faster of eager and compiled "
+            f"on each\n  shape (least {min(torch):.2f}), with a fused ReLU {mean(relu):.1f} times (least {min(relu):.2f}), and {mean(burn):.1f} times with burn-nn; "
+            f"on software Vulkan {mean(wgpu):.1f} times\n  with burn-nn. Geometric means of {len(torch)} shapes. In inference PyTorch was faster on "
+            f"{sum(ratio < 1 for ratio in inference) or 'none'} of them.\n  {made} ([benchmarks](docs/benchmarks.md)).")
 
 
 SEEDS = {"ours": "our layer", "burn": "burn-nn's layer", "none": "no batch norm", "pytorch": "PyTorch",
@@ -202,13 +183,13 @@ def small_batches():
 
 
 def speed_picture():
-    files = "pytorch-flex.json", "cpu-flex.json"
+    files = "best-flex.json", "cpu-flex.json"
     torch, burn = map(ratios, files)
     rows = [("geometric mean", mean(torch.values()), mean(burn.values()))]
     rows += [(name(shape), torch[shape], burn[shape]) for shape in torch]
     return pictures.speed(rows, [
-        "Burn's CPU backend flex, f32, 2 threads on every side, PyTorch 2.15; each of the two beside ours in one run.",
-        f"{source(*files)}.",
+        "Burn's CPU backend flex, f32, 2 threads on every side, each of the two beside ours in one run. PyTorch 2.15: the faster of eager and compiled.",
+        f"{sources(dict(zip(('PyTorch', 'burn-nn'), files)))}.",
     ])
 
 
@@ -223,7 +204,7 @@ def article_picture():
     ])
 
 
-BLOCKS = {"speed": speed_in_words, "table": table, "best": best, "accuracy": accuracy, "accuracy-in-words": accuracy_in_words, "rewrite": rewrite, "quickstart": quickstart, "compare": compared,
+BLOCKS = {"speed": speed_in_words, "table": table, "accuracy": accuracy, "accuracy-in-words": accuracy_in_words, "quickstart": quickstart, "compare": compared,
           "batch-sizes": small_batches}
 PAGES = ["README.md", "docs/benchmarks.md", "examples/mnist/README.md"]
 PICTURES = {"docs/pictures/speed.svg": speed_picture, "docs/pictures/article.svg": article_picture}

@@ -13,12 +13,15 @@
 
 use std::fmt::{Display, Formatter};
 
-use anyhow::{Context, Result, anyhow};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use anyhow::anyhow;
+use anyhow::{Context, Result};
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use burn::tensor::DeviceType;
 use serde::Serialize;
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::quiet::catch;
 
 /// Name of the adapter that computes on the CPU.
@@ -60,6 +63,7 @@ impl NamedDevice {
     }
 
     /// Brings a GPU up and asks its name.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn open(mut self) -> Result<Self> {
         if self.adapter.is_empty() {
             let identity = catch(|| self.device.identity()).map_err(|reason| {
@@ -69,6 +73,12 @@ impl NamedDevice {
             })?;
             self.adapter = identity.map_or("unnamed".to_string(), |identity| identity.name);
         }
+        Ok(self)
+    }
+
+    /// CPUs need no opening.
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    fn open(self) -> Result<Self> {
         Ok(self)
     }
 }

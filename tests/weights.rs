@@ -298,6 +298,27 @@ fn files_that_are_none_are_errors() {
     assert!(matches!(error, Err(WeightsError::Store { .. })));
 }
 
+#[cfg(unix)]
+#[test]
+fn saved_files_have_the_permissions_of_new_ones_or_of_those_that_they_replace() {
+    use std::fs::{self, File, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = pytorch(&Device::flex());
+    let mode = |name: &str| {
+        let file = folder.path().join(name).metadata().expect("a file");
+        file.permissions().mode() & 0o777
+    };
+    let saved = folder.path().join("model.safetensors");
+    let save = || Framework::PyTorch.save(&model, &saved).expect("saved");
+    File::create(folder.path().join("any")).expect("created");
+    save();
+    assert_eq!(mode("model.safetensors"), mode("any"));
+    fs::set_permissions(&saved, Permissions::from_mode(0o640)).expect("set");
+    save();
+    assert_eq!(mode("model.safetensors"), 0o640);
+}
+
 #[test]
 fn a_layer_of_burn_nn_becomes_ours_and_back() {
     for (name, device) in devices::all() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::decay::WeightDecayConfig;
@@ -20,6 +20,11 @@ use rand_chacha::ChaCha8Rng;
 use crate::cli::TrainArgs;
 use crate::model::{ResNet, ResNetConfig};
 use crate::weights;
+
+/// What a run writes.
+const WEIGHTS: &str = "resnet18.safetensors";
+const METRICS: &str = "metrics.csv";
+const CURVES: &str = "learning-curves.png";
 
 /// Mean and deviation of the pixels of Fashion-MNIST.
 const MEAN: f32 = 0.286;
@@ -125,6 +130,15 @@ pub fn run(args: &TrainArgs) -> Result<String> {
         data.train.labels.len(),
         args.batch_size
     );
+    let present = |name: &str| args.out.join(name).exists();
+    if !present(WEIGHTS)
+        && let Some(name) = [METRICS, CURVES].into_iter().find(|name| present(name))
+    {
+        bail!(
+            "expected in {} nothing, or what an earlier run left there, found {name} without {WEIGHTS}: choose another folder by --out",
+            args.out.display()
+        );
+    }
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
     let config = ResNetConfig {
@@ -181,14 +195,14 @@ pub fn run(args: &TrainArgs) -> Result<String> {
 
 fn written(args: &TrainArgs, model: &ResNet, history: &History) -> Result<String> {
     let file = |name: &str| -> PathBuf { args.out.join(name) };
-    weights::save(model, &file("resnet18.safetensors"))?;
-    history.save(&file("metrics.csv"))?;
+    weights::save(model, &file(WEIGHTS))?;
+    history.save(&file(METRICS))?;
     let last = history.rows.last().context("expected at least one epoch")?;
     let test = (
         last.valid_loss.unwrap_or(f64::NAN),
         last.valid_accuracy.unwrap_or(f64::NAN),
     );
-    mnist::plots::learning_curves(&file("learning-curves.png"), history, test)?;
+    mnist::plots::learning_curves(&file(CURVES), history, test)?;
     Ok(format!(
         "test loss {:.4}, accuracy {:.2}%; weights, metrics and the picture are in {}\n",
         test.0,

@@ -328,6 +328,14 @@ fn what_is_wrong_is_said() {
         "expected a batch size of 2 to",
     );
     refuse(&["bench", "--device", "abacus"], "unknown device `abacus`");
+    // A table of somebody else's.
+    std::fs::write(path("metrics.csv"), "precious").expect("written");
+    refuse(
+        &["train", "--device", "flex", "--out", &path("")],
+        "found metrics.csv without resnet18.safetensors",
+    );
+    let kept = std::fs::read(path("metrics.csv")).expect("a file");
+    assert_eq!(kept, b"precious");
 }
 
 #[test]

@@ -46,6 +46,8 @@ mod check;
 mod error;
 mod names;
 
+use std::fs::{self, Permissions};
+use std::io;
 use std::path::Path;
 
 use burn::module::Module;
@@ -116,7 +118,8 @@ impl Framework {
         }
     }
 
-    /// Writes a model as a safetensors file, replacing what is there once all is written.
+    /// Writes a model as a safetensors file, replacing what is there once all is written. The file has the permissions
+    /// of the one that it replaces, or of any new file.
     ///
     /// # Errors
     ///
@@ -143,16 +146,35 @@ impl Framework {
             .skip_enum_variants(true)
             .metadata("format", format)
             .with_to_adapter(self.export());
-        let saved = model.save_into(&mut store);
-        saved.map_err(|error| WeightsError::Store {
+        let written = |message| WeightsError::Store {
             action: "write",
-            message: error.to_string(),
-        })
+            message,
+        };
+        let file = |error: io::Error| written(format!("{}: {error}", path.display()));
+        let permissions = permissions(path).map_err(file)?;
+        let saved = model.save_into(&mut store);
+        saved.map_err(|error| written(error.to_string()))?;
+        fs::set_permissions(path, permissions).map_err(file)
     }
 }
 
 fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "safetensors")
+}
+
+/// The permissions of the file at a path, or those that a new one there would have. (safetensors makes every file private.)
+fn permissions(path: &Path) -> io::Result<Permissions> {
+    if let Ok(old) = path.metadata() {
+        return Ok(old.permissions());
+    }
+    let mut new = tempfile::Builder::new();
+    #[cfg(unix)]
+    new.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let new = new.tempfile_in(folder.unwrap_or(Path::new(".")))?;
+    Ok(new.as_file().metadata()?.permissions())
 }
 
 fn read(error: &impl std::fmt::Display) -> WeightsError {

@@ -87,14 +87,13 @@ impl Tiling {
             (channels.max(1), 1, 1, inner)
         } else if direction == Direction::Across {
             let most = (GROUP_COLUMNS / inner).max(1);
-            // Channels in whole registers. Groups are so many of them, where there are several.
+            // Several groups are whole registers each, if so many channels fit.
             let whole = MAX_LANES >> inner.trailing_zeros().min(MAX_LANES.ilog2());
-            let most = (most / whole * whole).max(most.min(whole));
-            let even = channels.div_ceil(channels.div_ceil(most));
-            let group = if even < channels && whole <= most {
-                even.next_multiple_of(whole)
-            } else {
-                even
+            let unit = if whole <= most { whole } else { 1 };
+            let even = channels.div_ceil(channels.div_ceil(most / unit * unit));
+            let group = match even < channels {
+                true => even.next_multiple_of(unit),
+                false => even,
             };
             // Multiples of 16 rows, so that narrow rows can be fused.
             let rows = (COLUMN_BLOCK_BYTES / (group * inner * size))
@@ -239,6 +238,21 @@ mod tests {
         assert_eq!(matrix.direction(), Direction::Across);
         assert_eq!((matrix.group::<f32>(8, 2), matrix.blocks), (1024, 32));
         assert_eq!(matrix.partials(), 32);
+    }
+
+    #[test]
+    fn short_runs_are_columns_until_they_are_written_in_order() {
+        let directions = |outer, inner| {
+            let tiling = tiling(outer, 64, inner);
+            (tiling.direction(), tiling.direction_in_order())
+        };
+        assert_eq!(directions(32, 64), (Direction::Along, Direction::Along));
+        assert_eq!(directions(32, 49), (Direction::Across, Direction::Along));
+        assert_eq!(directions(32, 16), (Direction::Across, Direction::Across));
+        // Few rows.
+        assert_eq!(directions(8, 16), (Direction::Along, Direction::Along));
+        let half = Tiling::new::<half::f16>(Layout::new(32, 64, 64).expect("small"));
+        assert_eq!(half.direction(), Direction::Across);
     }
 
     #[test]

@@ -54,28 +54,14 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
     while row < rows {
         let first = row;
         let end = rows.min(row + ROWS_BETWEEN_EDGES);
-        if together {
-            if K::OUTPUTS == 0 && K::INPUTS > 1 {
-                while row + 2 <= end {
-                    registers::<S, E, K, 2>(kernel, tile, row, params, &mut sums, spread);
-                    row += 2;
-                }
-            } else if K::OUTPUTS == 0 {
-                while row + 8 <= end {
-                    registers::<S, E, K, 8>(kernel, tile, row, params, &mut sums, spread);
-                    row += 8;
-                }
-            } else if !wide {
-                while row + 4 <= end {
-                    registers::<S, E, K, 4>(kernel, tile, row, params, &mut sums, spread);
-                    row += 4;
-                }
-            }
+        if together && K::OUTPUTS == 0 && K::INPUTS > 1 {
+            row = in_turn::<S, E, K, 2>(kernel, tile, row..end, params, &mut sums, spread);
+        } else if together && K::OUTPUTS == 0 {
+            row = in_turn::<S, E, K, 8>(kernel, tile, row..end, params, &mut sums, spread);
+        } else if together && !wide {
+            row = in_turn::<S, E, K, 4>(kernel, tile, row..end, params, &mut sums, spread);
         }
-        while row < end {
-            registers::<S, E, K, 1>(kernel, tile, row, params, &mut sums, spread);
-            row += 1;
-        }
+        row = in_turn::<S, E, K, 1>(kernel, tile, row..end, params, &mut sums, spread);
         // Rows are aligned alike, except for streaming stores.
         let streaming = K::OUTPUTS > 0 && tile.streams();
         let alike = if streaming { 1 } else { end - first };
@@ -89,6 +75,24 @@ pub(super) fn across<S: Simd, E: Element, K: Kernel<E::Accum>>(
             }
         }
     }
+}
+
+/// Takes the whole registers of some rows, `U` rows at a time; returns the first row that is left over.
+#[inline(always)]
+fn in_turn<S: Simd, E: Element, K: Kernel<E::Accum>, const U: usize>(
+    kernel: K,
+    tile: &mut Tile<'_, E>,
+    rows: std::ops::Range<usize>,
+    params: [&[E::Accum]; PARAMS],
+    sums: &mut [&mut [E::Accum]; 2],
+    spread: *mut E::Accum,
+) -> usize {
+    let mut row = rows.start;
+    while row + U <= rows.end {
+        registers::<S, E, K, U>(kernel, tile, row, params, sums, spread);
+        row += U;
+    }
+    row
 }
 
 /// The columns of a row that are taken in whole registers: all but a remainder, and with streaming stores from an aligned address on.
